@@ -1,0 +1,1 @@
+"""From the user's rows to batches: sources, formats, images, labels, collation."""

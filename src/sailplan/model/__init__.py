@@ -1,0 +1,1 @@
+"""Loading models, and deciding which of their parameters train."""

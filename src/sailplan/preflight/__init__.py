@@ -1,0 +1,1 @@
+"""Cheap checks before anything is launched."""

@@ -1,0 +1,105 @@
+"""The few fields that sailplan adds to TRL's, in the same flat style.
+
+The dataclass is read like TRL's own by `sailplan.run.fields`, so it must stay importable without
+torch and its defaults must be literals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SailplanArguments:
+    """Fields of a run file that neither TRL nor transformers knows."""
+
+    dataset_format: str = field(
+        default="auto",
+        metadata={
+            "help": "How rows become messages; detected from the columns where not named.",
+            "choices": [
+                "auto",
+                "messages",
+                "prompt_completion",
+                "llava",
+                "alpaca",
+                "text",
+                "template",
+            ],
+        },
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "`template`: the system text, with {column} fields. Elsewhere: a system text "
+            "for rows that have none."
+        },
+    )
+    user_prompt: str | None = field(
+        default=None,
+        metadata={"help": "`template`: the user's text, with {column} fields."},
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={"help": "`template`: the column that holds the assistant's answer."},
+    )
+    image_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "The columns that hold images; found from their type where not named."},
+    )
+    alpaca_template: str = field(
+        default="alpaca",
+        metadata={
+            "help": "`alpaca`: the prompt template, a built-in name (alpaca, alpaca_short) or a "
+            "JSON file with prompt_input, prompt_no_input and response_split."
+        },
+    )
+    image_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that image paths in the data are relative to and may not leave; the "
+            "data file's own folder where not given."
+        },
+    )
+    allowed_image_hosts: list[str] | None = field(
+        default=None,
+        metadata={"help": "Hosts from which remote images may be fetched; none where not given."},
+    )
+    min_pixels: int | None = field(
+        default=None,
+        metadata={"help": "Smallest image area in pixels that the model is shown."},
+    )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={"help": "Largest image area in pixels that the model is shown."},
+    )
+    over_length: str | None = field(
+        default=None,
+        metadata={
+            "help": "What happens to samples longer than max_length. Where not given, they are "
+            "dropped, and dropping more than 1 % of the rows is an error.",
+            "choices": ["drop", "fail", "truncate_text"],
+        },
+    )
+    eval_size: float | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of the training split held out for evaluation: a count (1 or more) or a "
+            "fraction (below 1). Without it, dataset_test_split is used where it exists."
+        },
+    )
+    lora_bias: str = field(
+        default="none",
+        metadata={"help": "Which biases LoRA trains.", "choices": ["none", "all", "lora_only"]},
+    )
+    lora_vision: bool = field(
+        default=False,
+        metadata={"help": "Let LoRA targets match inside the vision tower and projector too."},
+    )
+    gradient_check_steps: int = field(
+        default=20,
+        metadata={
+            "help": "Optimizer steps within which every trainable tensor must have had a "
+            "non-zero, finite gradient; 0 switches the check off."
+        },
+    )

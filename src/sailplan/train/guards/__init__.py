@@ -1,0 +1,1 @@
+"""Callbacks that stop a run which cannot go right."""
