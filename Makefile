@@ -1,0 +1,45 @@
+# Each target makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test test-matrix test-wheel check bench clean help
+
+help:
+	@echo "make demo         the whole loop on this machine: draw data, train, score (about 4 minutes)"
+	@echo "make test         the test suite"
+	@echo "make test-matrix  the slow tests as well"
+	@echo "make test-wheel   build the wheel, install it in a clean environment, run the demo from there"
+	@echo "make check        ruff and mypy"
+	@echo "make bench        the benchmarks, each against its peer"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/sailplan demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-matrix: $(READY)
+	$(BIN)/python -m pytest -m "not gpu" --timeout 1200
+
+test-wheel: $(READY)
+	bash tests/wheel.sh $(BIN)/python
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/launch_overhead.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
