@@ -1,0 +1,70 @@
+"""Callbacks that write down and show how a run goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log record to a JSON-lines file, with its step and wall time.
+
+    Args:
+        path: The file; its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes one line."""
+        if state.is_world_process_zero and logs:
+            record = {"step": state.global_step, "time": round(time.time(), 3), **logs}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+class PlainProgress(TrainerCallback):
+    """Prints progress as plain lines, for logs where a bar would be noise."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prints the step, its metrics, and the time that is left."""
+        if not state.is_world_process_zero or not logs:
+            return
+        shown = ("loss", "eval_loss", "grad_norm", "learning_rate", "train_loss")
+        metrics = "  ".join(f"{name} {logs[name]:.4g}" for name in shown if name in logs)
+        done = state.global_step - self.first_step
+        left = ""
+        if done > 0 and state.global_step < state.max_steps:
+            seconds = (time.monotonic() - self.started) / done
+            remaining = seconds * (state.max_steps - state.global_step)
+            left = f"  {seconds:.2f} s/step, {remaining / 60:.1f} min left"
+        print(f"step {state.global_step}/{state.max_steps}  {metrics}{left}", flush=True)
