@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,3 +18,18 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds the tiny model of a family once a session: `tiny_model("qwen2_vl")` is its folder.
+
+    The folder is shared: a test that changes files in it copies it first.
+    """
+    from tests.support.tiny import build_tiny
+
+    @cache
+    def build(family: str) -> Path:
+        return build_tiny(family, tmp_path_factory.mktemp("tiny") / family)
+
+    return build
