@@ -1,0 +1,147 @@
+"""What has to be known of a model's architecture, derived from its config.
+
+A family needs a line here only where it differs from what its config, its processor and the module
+names that transformers 5 settled on already say. `family_of` therefore works for a family that
+this module has never heard of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# Module names under `model.` (transformers 5: `PreTrainedModel.get_encoder` looks for the same).
+_VISION_MODULES = (
+    *("visual", "vision_tower", "vision_model", "vision_encoder", "image_tower", "video_tower"),
+    *("audio_tower", "embed_vision", "embed_audio"),
+)
+_PROJECTOR_MODULES = (
+    *("multi_modal_projector", "connector", "aligner", "merger", "vision_adapter", "qformer"),
+    *("language_projection", "query_tokens", "image_newline", "visual_embeddings_table"),
+    # Qwen keeps its projector inside the vision module.
+    *("visual.merger", "visual.deepstack_merger_list"),
+)
+_LANGUAGE_MODULES = ("language_model", "text_model")
+
+_MEDIA = r"(image|img|images|vision|video|audio|boi|eoi|boa|eoa|patch|frame|row|col)"
+_MEDIA_SETTING = re.compile(rf"(^|_){_MEDIA}(_\w+)*_token_(id|ids|index)$|^(boi|eoi)_token_")
+_MEDIA_TOKEN = re.compile(r"image|img|vision|video|audio|patch|<row_|fake_token", re.IGNORECASE)
+
+# Image processors that take one list of images per sample, and pad the number of images.
+_NESTED_IMAGES = frozenset({"mllama", "idefics2", "idefics3", "smolvlm"})
+# Cross-attention: an image is one token, and a row without images skips layers or attends to
+# padding (transformers' `_prepare_cross_attention_mask`), so that no dummy image is neutral.
+_CROSS_ATTENTION = frozenset({"mllama"})
+# Their vision features are taken before these modules, which therefore never train.
+_UNUSED_TOWER_MODULES = {
+    "clip_vision_model": ("post_layernorm",),
+    "siglip_vision_model": ("post_layernorm", "head"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """Facts of one architecture. Prefixes are of parameter names as `named_parameters` has them."""
+
+    name: str
+    """The config's `model_type`; `pixtral` where a LLaVA config holds Pixtral's vision tower."""
+    is_vision: bool
+    """Whether the model sees images at all."""
+    vision_prefixes: tuple[str, ...]
+    """The vision (and audio) towers; a projector that lies inside one counts as projector too."""
+    projector_prefixes: tuple[str, ...]
+    """What maps vision features to the language model's width."""
+    language_prefixes: tuple[str, ...]
+    """The language model and its head."""
+    vocabulary_size: int
+    """Logits per token; ids from here on can be read but never predicted."""
+    max_length_tokens: int | None
+    """Positions that the language model was built for."""
+    nested_images: bool
+    """Whether the image processor takes `[[images of sample 0], [images of sample 1], …]`."""
+    cross_attention: bool
+    """Whether images reach the language model through cross-attention only."""
+    media_token_ids: frozenset[int]
+    """Ids that the config names as standing for, or around, images, video and audio."""
+
+    def untrained_token_ids(self, processor: Any) -> frozenset[int]:
+        """Returns the ids that are never trained on: everything that stands for or frames media.
+
+        Args:
+            processor: The model's processor, or its tokenizer for a text-only model.
+        """
+        tokenizer = tokenizer_of(processor)
+        ids = set(self.media_token_ids)
+        for name in ("image_token_ids", "video_token_ids", "audio_token_ids"):
+            ids.update(_integers(getattr(processor, name, None)))
+        ids.update(
+            token_id
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special and _MEDIA_TOKEN.search(token.content)
+        )
+        return frozenset(ids)
+
+    def unused_parameters(self, model: Any) -> list[str]:
+        """Returns the names of parameters that no forward pass reaches, so that none can train.
+
+        LLaVA and its kin read the vision tower's hidden states at `vision_feature_layer`, so the
+        layers behind it, the tower's last norm and its pooling head are dead weight.
+        """
+        config = model.config
+        vision = getattr(config, "vision_config", None)
+        layers = _integers(
+            getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
+        )
+        modules = _UNUSED_TOWER_MODULES.get(getattr(vision, "model_type", ""))
+        if vision is None or modules is None or not layers:
+            return []
+        depth = vision.num_hidden_layers
+        # hidden_states[0] is the embedding, so index i needs the layers below i.
+        num_used = max(layer if layer >= 0 else depth + 1 + layer for layer in layers)
+        dead = [*modules, *(f"encoder.layers.{index}" for index in range(num_used, depth))]
+        pattern = re.compile(
+            rf"\b({'|'.join(map(re.escape, self.vision_prefixes))})\.(\w+\.)?"
+            rf"({'|'.join(map(re.escape, dead))})\."
+        )
+        return [name for name, _ in model.named_parameters() if pattern.search(name)]
+
+
+def family_of(config: Any) -> Family:
+    """Returns the facts of the model that `config` (a `PreTrainedConfig`) describes."""
+    text, vision = config.get_text_config(), getattr(config, "vision_config", None)
+    name = str(config.model_type)
+    if name == "llava" and getattr(vision, "model_type", None) == "pixtral":
+        name = "pixtral"
+    is_vision = vision is not None or getattr(config, "vq_config", None) is not None
+    media: set[int] = set()
+    for key, value in config.to_dict().items():
+        if _MEDIA_SETTING.search(key):
+            media.update(_integers(value))
+    return Family(
+        name=name,
+        is_vision=is_vision,
+        vision_prefixes=_prefixes(_VISION_MODULES) if is_vision else (),
+        projector_prefixes=_prefixes(_PROJECTOR_MODULES) if is_vision else (),
+        language_prefixes=(*(_prefixes(_LANGUAGE_MODULES) if is_vision else ("model",)), "lm_head"),
+        vocabulary_size=int(text.vocab_size),
+        max_length_tokens=getattr(text, "max_position_embeddings", None),
+        nested_images=name in _NESTED_IMAGES,
+        cross_attention=name in _CROSS_ATTENTION,
+        media_token_ids=frozenset(media),
+    )
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """Returns the tokenizer of a processor, or the tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def _prefixes(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"model.{name}" for name in names)
+
+
+def _integers(value: Any) -> list[int]:
+    values = value if isinstance(value, (list, tuple, set)) else [value]
+    return [item for item in values if isinstance(item, int) and not isinstance(item, bool)]
