@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
+from typing_extensions import NotRequired
+
 
 class ImageReference(TypedDict):
     """Where an image's bytes are: a path, or the encoded file itself (`datasets.Image` storage).
@@ -27,11 +29,19 @@ class Part(TypedDict, total=False):
     text: str
 
 
-class Message(TypedDict):
-    """One turn. Content is always a list of parts, so that templates of every family agree."""
+Role = Literal["system", "user", "assistant", "tool"]
 
-    role: Literal["system", "user", "assistant", "tool"]
+
+class Message(TypedDict):
+    """One turn. Content is always a list of parts, so that templates of every family agree.
+
+    `trained: False` on an assistant turn keeps its words out of the loss (an answer that belongs
+    to a prompt); every other assistant turn is trained.
+    """
+
+    role: Role
     content: list[Part]
+    trained: NotRequired[bool]
 
 
 class Segment(TypedDict):

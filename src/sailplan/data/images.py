@@ -1,0 +1,198 @@
+"""Opens images: sizes from the header alone, pixels as RGB, and nothing that is unsafe.
+
+Stateless but for its settings, so that every DataLoader worker can have a copy. Pillow's global
+settings are left as they are.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from sailplan.data import foreign
+from sailplan.data.remote import fetch
+from sailplan.data.rgb import to_rgb
+from sailplan.data.sample import ImageReference
+from sailplan.errors import DataError, RunFileError
+
+if TYPE_CHECKING:
+    from sailplan.data.sources import Rows
+
+PIXEL_LIMIT = 2**27
+"""Images of more pixels (16384×8192) are refused from their header. It lies under the 178,956,970
+at which Pillow itself refuses, so that one rule holds whatever Pillow is set to."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+"""What Pillow may open. Its other readers run programs (EPS) or are seldom maintained."""
+
+_SWAPPED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height (EXIF 2.32, tag 0x0112)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageOpener:
+    """Opens image references under one root."""
+
+    root: Path | None
+    """The folder that paths are relative to and may not leave; None: no paths, only bytes."""
+    allowed_hosts: frozenset[str] = frozenset()
+    """The hosts from which images may be fetched, `host` or `host:port`."""
+    pixel_limit: int = PIXEL_LIMIT
+    """The most pixels that an image may have."""
+
+    def __post_init__(self) -> None:
+        if self.root is not None:
+            object.__setattr__(self, "root", self.root.expanduser().resolve())
+
+    def size(self, reference: ImageReference) -> tuple[int, int]:
+        """Returns width and height in pixels as `open` will show them, without decoding.
+
+        Raises:
+            DataError: The image is missing, not allowed, not an image, or too large.
+        """
+        with self._header(reference) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in _SWAPPED else (width, height)
+
+    def open(self, reference: ImageReference) -> Image.Image:
+        """Returns the image in RGB, upright, its transparent parts on white.
+
+        Of an animation, the first frame.
+
+        Raises:
+            DataError: As for `size`, or the pixels are corrupt or cut off.
+        """
+        label = _label(reference)
+        with self._header(reference) as image:
+            orientation = _orientation(image)
+            try:
+                image.load()
+                upright = _turn(image, orientation)
+                return to_rgb(upright)
+            except DataError as error:
+                raise DataError(f"image {label}: {error}") from error
+            except Exception as error:  # Pillow's readers raise whatever the bytes make them raise
+                raise DataError(
+                    f"image {label} is corrupt or cut off: {error}", todo="get the file again"
+                ) from error
+
+    def _header(self, reference: ImageReference) -> Image.Image:
+        label = _label(reference)
+        source = self._source(reference)
+        try:
+            image = Image.open(source, formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise self._too_large(label) from error
+        except Exception as error:  # as above: a broken header can raise anything
+            raise _not_an_image(label, source) from error
+        width, height = image.size
+        if width * height > self.pixel_limit:
+            image.close()
+            raise self._too_large(label)
+        return image
+
+    def _too_large(self, label: str) -> DataError:
+        return DataError(
+            f"image {label} has too many pixels",
+            allowed=f"at most {self.pixel_limit:,}",
+            todo="scale it down",
+        )
+
+    def _source(self, reference: ImageReference) -> Path | io.BytesIO:
+        """Returns where the encoded bytes are: those that came with the row before any path."""
+        if reference["bytes"] is not None:
+            return io.BytesIO(reference["bytes"])
+        path = reference["path"]
+        if not path:
+            raise DataError("an image reference has neither path nor bytes")
+        scheme = urlsplit(path).scheme if "://" in path else ""
+        if scheme in ("http", "https"):
+            return io.BytesIO(fetch(path, self.allowed_hosts))
+        if scheme:
+            raise DataError(f"image {path} is on {scheme}", allowed="paths, and http(s) if allowed")
+        return self._inside(path)
+
+    def _inside(self, path: str) -> Path:
+        if self.root is None:
+            raise DataError(
+                f"image {path} is a path, but there is no image root", todo="set image_root"
+            )
+        try:
+            real = (self.root / path).resolve()
+            found = real.is_file()
+        except (OSError, ValueError) as error:
+            raise DataError(f"image {_short(path)} is no usable path: {error}") from error
+        if not real.is_relative_to(self.root):
+            raise DataError(
+                f"image {path} lies outside image_root", allowed=f"files under {self.root}"
+            )
+        if not found:
+            raise DataError(f"image {path} is missing", todo=f"looked for {real}")
+        return real
+
+
+def image_opener(run: Any, rows: Rows) -> ImageOpener:
+    """Returns the opener of a run's images: under `image_root`, else the data file's own folder.
+
+    Raises:
+        RunFileError: `image_root` is no folder.
+    """
+    root = run.get("image_root")
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise RunFileError(f"image_root {root} is no folder")
+    return ImageOpener(
+        root=Path(root) if root is not None else rows.folder,
+        allowed_hosts=frozenset(host.lower() for host in run.get("allowed_image_hosts") or ()),
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, without decoding.
+
+    Pillow turns TIFF by itself. `Image.Image.getexif` is called past PNG's own, which would decode
+    the pixels to look for EXIF behind them.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        return int(Image.Image.getexif(image).get(0x0112, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    method = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _not_an_image(label: str, source: Path | io.BytesIO) -> DataError:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(foreign.HEAD_BYTES)
+    else:
+        head = source.getvalue()[: foreign.HEAD_BYTES]
+    found = foreign.describe(head)
+    if found is None:
+        return DataError(f"image {label} is corrupt or not an image", todo="get the file again")
+    return DataError(f"image {label} {found[0]}", todo=found[1])
+
+
+def _label(reference: ImageReference) -> str:
+    return _short(reference["path"] or "embedded in the row")
+
+
+def _short(path: str) -> str:
+    return repr(path if len(path) <= 200 else path[:200] + "…")
