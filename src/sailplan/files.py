@@ -1,7 +1,12 @@
-"""Where presets, job templates and run files lie: beside a clone's sources, or inside the wheel."""
+"""Where presets, job templates and run files lie, beside a clone's sources or inside the wheel.
+
+Also how a file is written so that no reader ever sees half of it.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 from sailplan.errors import RunFileError
@@ -30,3 +35,29 @@ def preset(name: str) -> Path:
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise RunFileError(f"no accelerate preset {name!r}", allowed=known)
     return path
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all: to a neighbour, synced, then renamed over it.
+
+    Raises:
+        OSError: It cannot be written; nothing is left behind, and an older file stays as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide it from colleagues
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -13,6 +13,17 @@ from dataclasses import dataclass, field
 class SailplanArguments:
     """Fields of a run file that neither TRL nor transformers knows."""
 
+    processor_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The processor or tokenizer to load, where it is not the model's own."},
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Samples of one optimizer step over all ranks; gradient_accumulation_steps "
+            "follows from it, the micro batch and the world size."
+        },
+    )
     dataset_format: str = field(
         default="auto",
         metadata={

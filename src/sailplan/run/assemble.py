@@ -1,0 +1,197 @@
+"""From a file and flags to the parts of a `Run`: translated, typed, merged, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sailplan import files
+from sailplan.errors import RunFileError
+from sailplan.run import sanity
+from sailplan.run.accelerate_flags import accelerate_flags
+from sailplan.run.blocks import LaunchBlock, SlurmBlock, build_block
+from sailplan.run.fields import Field, field_table, package_folder
+from sailplan.run.legacy import legacy_names, translate
+from sailplan.run.nearest import nearest
+from sailplan.run.overrides import read_flags
+from sailplan.run.values import Entry, Raw, Scalar, coerce, shown
+from sailplan.run.yaml_file import read_entries
+
+_BLOCKS = ("launch", "slurm")
+_KEYS = ("env", "accelerate_config", *_BLOCKS)
+"""Keys beside the fields."""
+
+_OWNED_BY_SFT_CONFIG = {
+    "mixed_precision": "bf16 and fp16",
+    "gradient_clipping": "max_grad_norm",
+}
+"""Flags of accelerate whose value `SFTConfig` owns."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Parts:
+    """What has been read so far; later settings replace earlier ones."""
+
+    explicit: dict[str, Any] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
+    blocks: dict[str, dict[str, tuple[Raw, str]]] = field(
+        default_factory=lambda: {block: {} for block in _BLOCKS}
+    )
+    env: dict[str, str] = field(default_factory=dict)
+    accelerate: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def split_config(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Takes `--config FILE` out of a script's flags; the last one counts.
+
+    Raises:
+        RunFileError: `--config` stands without a file.
+    """
+    path, rest, waiting = None, list[str](), False
+    for argument in arguments:
+        if waiting:
+            path, waiting = Path(argument), False
+        elif argument == "--config":
+            waiting = True
+        elif argument.startswith("--config="):
+            path = Path(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if waiting:
+        raise RunFileError("--config has no value", allowed="a run file")
+    return path, rest
+
+
+def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields of a `Run` from a run file and flags, which win over it.
+
+    Raises:
+        RunFileError: Anything in the file or a flag is wrong.
+    """
+    parts = _Parts()
+    if path is not None:
+        _add(parts, read_entries(path))
+    _add(parts, read_flags(flags, _field_of))
+    _settle_accelerate(parts)
+
+    def get(name: str) -> Any:
+        return parts.explicit.get(name, field_table()[name].default)
+
+    sanity.check(parts.explicit, get, parts.where)
+    if get("lr_scheduler_type") == "constant" and get("warmup_steps"):
+        parts.notes.append(
+            "lr_scheduler_type constant ignores warmup_steps; constant_with_warmup takes them"
+        )
+    return {
+        "explicit": parts.explicit,
+        "launch": build_block(LaunchBlock, parts.blocks["launch"], "launch"),
+        "slurm": build_block(SlurmBlock, parts.blocks["slurm"], "slurm"),
+        "env": parts.env,
+        "accelerate": parts.accelerate,
+        "notes": tuple(parts.notes),
+        "source": path,
+    }
+
+
+def _field_of(name: str) -> Field | None:
+    """Returns the field of a flag, so that its values can be told from the next flag."""
+    block, dot, key = name.partition(".")
+    if dot and block in _BLOCKS:
+        model = LaunchBlock if block == "launch" else SlurmBlock
+        return field_table()["use_cpu"] if key in model.model_fields and key == "cpu" else None
+    known = field_table().get(name)
+    if known is not None or name in legacy_names() or name in _KEYS:
+        return known
+    return accelerate_flags().get(name)
+
+
+def _add(parts: _Parts, entries: Sequence[Entry]) -> None:
+    """Adds the settings of one file or one command line."""
+    table = field_table()
+    translated = translate(entries, table)
+    parts.env |= translated.env
+    parts.notes += translated.notes
+    for entry in translated.entries:
+        if entry.name in table:
+            parts.explicit[entry.name] = coerce(table[entry.name], entry.raw, entry.where)
+            parts.where[entry.name] = entry.where
+        elif entry.name == "env":
+            parts.env |= _environment(entry)
+        elif entry.name == "accelerate_config":
+            parts.accelerate[entry.name] = _accelerate_config(entry)
+        elif entry.name in _BLOCKS:
+            parts.blocks[entry.name] |= _block(entry)
+        elif entry.name.partition(".")[0] in _BLOCKS and "." in entry.name:
+            block, _, key = entry.name.partition(".")
+            parts.blocks[block][key] = (entry.raw, entry.where)
+        else:
+            _add_accelerate(parts, entry)
+
+
+def _environment(entry: Entry) -> dict[str, str]:
+    if not isinstance(entry.raw, dict):
+        got = f"{entry.where}: env is {shown(entry.raw)}"
+        raise RunFileError(got, allowed="a mapping of variables")
+    for name, value in entry.raw.items():
+        if not isinstance(value, Scalar):
+            raise RunFileError(f"{entry.where}: env.{name} is {shown(value)}", allowed="one value")
+    return {name: value.text for name, value in entry.raw.items() if isinstance(value, Scalar)}
+
+
+def _accelerate_config(entry: Entry) -> str:
+    """Returns a preset's name, ours or TRL's, or a file's path."""
+    if not isinstance(entry.raw, Scalar):
+        got = f"{entry.where}: accelerate_config is {shown(entry.raw)}"
+        raise RunFileError(got, allowed="a preset's name or a file")
+    name = entry.raw.text
+    folders = [files.folder("accelerate_configs"), package_folder("trl") / "accelerate_configs"]
+    if Path(name).expanduser().is_file() or any((f / f"{name}.yaml").is_file() for f in folders):
+        return name
+    presets = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    got = f"{entry.where}: accelerate_config is {name!r}, neither a file nor a preset"
+    raise RunFileError(got, allowed=", ".join(presets))
+
+
+def _block(entry: Entry) -> dict[str, tuple[Raw, str]]:
+    if not isinstance(entry.raw, dict):
+        if isinstance(entry.raw, Scalar) and entry.raw.value is None:
+            return {}
+        raise RunFileError(
+            f"{entry.where}: {entry.name} is {shown(entry.raw)}", allowed="a mapping"
+        )
+    return {key: (raw, entry.where) for key, raw in entry.raw.items()}
+
+
+def _add_accelerate(parts: _Parts, entry: Entry) -> None:
+    """Adds a flag of `accelerate launch`; there is no other kind of key left."""
+    flags = accelerate_flags()
+    name = "accelerate_config" if entry.name == "config_file" else entry.name
+    if name == "accelerate_config":
+        parts.accelerate[name] = _accelerate_config(entry)
+    elif name in flags:
+        parts.accelerate[name] = coerce(flags[name], entry.raw, entry.where)
+        parts.where[name] = entry.where
+    else:
+        known = [*field_table(), *_KEYS, *flags, *legacy_names()]
+        what = "flag" if entry.where.startswith("--") else f"key {entry.name!r}"
+        raise RunFileError(f"{entry.where}: unknown {what}", todo=nearest(entry.name, known))
+
+
+def _settle_accelerate(parts: _Parts) -> None:
+    """Takes out the flags whose value `SFTConfig` owns, and says so where they differ from it."""
+    written: Mapping[str, Any] = parts.explicit
+    half = "no" if written.get("bf16") is False else "bf16"
+    owned = {
+        "mixed_precision": "fp16" if written.get("fp16") else half,
+        "gradient_clipping": written.get("max_grad_norm", field_table()["max_grad_norm"].default),
+    }
+    for name, value in owned.items():
+        asked = parts.accelerate.pop(name, value)
+        if asked != value:
+            owner = _OWNED_BY_SFT_CONFIG[name]
+            parts.notes.append(
+                f"{parts.where[name]}: {name} {asked} is not used: {owner} decide, here {value}"
+            )

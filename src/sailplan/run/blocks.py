@@ -1,0 +1,94 @@
+"""The two blocks of a run file that only the launcher reads: `launch:` and `slurm:`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from sailplan.errors import RunFileError
+from sailplan.run.nearest import nearest
+from sailplan.run.values import Raw, Scalar, shown
+
+OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", strip_whitespace=True)]
+"""A text that becomes part of a job script: nothing that would start a line of its own."""
+
+Strategy = Literal[
+    "auto", "single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"
+]  # one accelerate preset each, but for `auto`
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LaunchBlock(_Block):
+    """On what hardware, and how it is divided; `auto` and None leave it to sailplan."""
+
+    gpu: OneLine | None = None
+    """The GPU's name as the catalogue or the driver writes it, such as `L4` or `H100`."""
+    gpus_per_node: int | None = Field(default=None, ge=1)
+    nodes: int = Field(default=1, ge=1)
+    processes: int | None = Field(default=None, ge=1)
+    """Processes where there is no GPU."""
+    strategy: Strategy = "auto"
+    cpu: bool = False
+    """Train on the CPU even where there are GPUs."""
+    main_process_port: int | None = Field(default=None, ge=1, le=65535)
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Of one GPU, in the user's currency."""
+
+
+class SlurmBlock(_Block):
+    """What Slurm is asked for, each as `sbatch` takes it."""
+
+    partition: OneLine | None = None
+    account: OneLine | None = None
+    qos: OneLine | None = None
+    constraint: OneLine | None = None
+    time: OneLine | None = None
+    reservation: OneLine | None = None
+    gres: OneLine | None = None
+    mem: OneLine | None = None
+    cpus_per_task: OneLine | None = None
+    exclude: OneLine | None = None
+
+
+B = TypeVar("B", LaunchBlock, SlurmBlock)
+
+
+def build_block(block: type[B], written: dict[str, tuple[Raw, str]], name: str) -> B:
+    """Returns a block from its settings.
+
+    Args:
+        block: `LaunchBlock` or `SlurmBlock`.
+        written: Each setting as written, and where.
+        name: `launch` or `slurm`.
+
+    Raises:
+        RunFileError: A setting is unknown or does not fit.
+    """
+    values: dict[str, object] = {}
+    for key, (raw, where) in written.items():
+        if key not in block.model_fields:
+            got = f"{where}: unknown key {name}.{key}"
+            raise RunFileError(got, todo=nearest(key, block.model_fields))
+        # The text counts: YAML reads 08:00:00 as a number of seconds.
+        null = isinstance(raw, Scalar) and raw.value is None
+        values[key] = None if null else raw.text if isinstance(raw, Scalar) else raw
+    try:
+        return block.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = str(detail["loc"][0])
+        raw, where = written[key]
+        got = f"{where}: {name}.{key} is {shown(raw)}"
+        raise RunFileError(got, allowed=_allowed(detail["msg"])) from None
+
+
+def _allowed(message: str) -> str:
+    """Returns pydantic's sentence as the thing that it asks for."""
+    message = message.split(",")[0] if message.startswith("Input should be a valid") else message
+    return message.removeprefix("Input should be ").replace(
+        "String should match pattern", "one line,"
+    )

@@ -1,0 +1,178 @@
+"""Where everything of a run lies: the one place that knows the file names under `output_dir`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sailplan.errors import OutputError, RunFileError
+from sailplan.files import write_text_atomically
+from sailplan.run import saved
+from sailplan.run.config import Run
+
+IDENTITY = (
+    "model_name_or_path",
+    "model_revision",
+    "dataset_name",
+    "dataset_config",
+    "dataset_train_split",
+    "datasets",
+    "use_peft",
+    "load_in_4bit",
+    "load_in_8bit",
+)
+"""What makes a run another run: the model, the data, the method. Anything else may change on the
+way, such as the hardware, the learning rate or the number of epochs."""
+
+ADAPTER_IDENTITY = (
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_modules_to_save",
+    "use_rslora",
+    "use_dora",
+)
+"""The same for a run that trains an adapter: its shape and scale."""
+
+_TRACES = ("trainer_state.json", "training_args.bin", "config.json", "adapter_config.json")
+"""Files that tell of weights or a run which sailplan did not start."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The files under one `output_dir`; nothing is created before `claim`."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, run: Run) -> RunDirectory:
+        """Returns the directory of a run; transformers' `trainer_output` where none is written."""
+        return cls(Path(run.get("output_dir") or "trainer_output").expanduser().absolute())
+
+    @property
+    def run_file(self) -> Path:
+        """The run as resolved: launch it again from here."""
+        return self.path / "run.yaml"
+
+    @property
+    def train_file(self) -> Path:
+        """What the ranks read: the run, flat, without the launcher's part."""
+        return self.path / "train.yaml"
+
+    @property
+    def accelerate_file(self) -> Path:
+        """The accelerate preset in use."""
+        return self.path / "accelerate.yaml"
+
+    @property
+    def command_file(self) -> Path:
+        """The exact command that was run."""
+        return self.path / "command.txt"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions and hardware."""
+        return self.path / "environment.json"
+
+    @property
+    def logs(self) -> Path:
+        """The ranks' output."""
+        return self.path / "logs"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a line, one line an optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """Returns where the checkpoint of an optimizer step lies."""
+        return self.path / f"checkpoint-{step}"
+
+    def checkpoints(self) -> list[Path]:
+        """Returns the checkpoints that are there, whole or not, oldest first."""
+        found = [
+            (int(match.group(1)), entry)
+            for entry in self._entries()
+            if (match := _CHECKPOINT.fullmatch(entry.name)) and entry.is_dir()
+        ]
+        return [entry for _, entry in sorted(found)]
+
+    def claim(self, run: Run) -> None:
+        """Makes the directory this run's: refuses another run's, else writes the run's files.
+
+        The same run may claim it again and go on. Nothing is ever deleted, and where a claim fails
+        nothing is left behind.
+
+        Raises:
+            OutputError: It is a file, cannot be written, or holds another run.
+        """
+        try:
+            self._refuse_another_run(run)
+            created = self._create()
+            try:
+                write_text_atomically(self.train_file, run.train_yaml())
+                run.write(self.run_file)
+            except BaseException:
+                for folder in created:
+                    for file in (self.train_file, self.run_file):
+                        file.unlink(missing_ok=True)
+                    folder.rmdir()
+                raise
+        except OSError as error:
+            got = f"cannot write output_dir {self.path}: {error.strerror}"
+            raise OutputError(got, todo="choose another output_dir") from None
+
+    def _entries(self) -> list[Path]:
+        return sorted(self.path.iterdir()) if self.path.is_dir() else []
+
+    def _create(self) -> list[Path]:
+        """Creates the directory; returns what had to be created, the innermost first."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        return missing
+
+    def _refuse_another_run(self, run: Run) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"output_dir {self.path} is a file", allowed="a directory")
+        if self.run_file.is_file():
+            self._compare(run)
+            return
+        traces = [*self.checkpoints(), *(self.path / name for name in _TRACES)]
+        trace = next((entry for entry in traces if entry.exists()), None)
+        if trace is not None and not self._is_resumed_by(run):
+            got = f"output_dir {self.path} holds {trace.name}, but no run.yaml"
+            todo = "choose another output_dir, or go on with it by resume_from_checkpoint"
+            raise OutputError(got, todo=todo)
+
+    def _is_resumed_by(self, run: Run) -> bool:
+        """Says whether the run asks for a checkpoint in this very directory."""
+        wanted = run.get("resume_from_checkpoint")
+        if wanted is None:
+            return False
+        return wanted == "true" or Path(wanted).expanduser().absolute().is_relative_to(self.path)
+
+    def _compare(self, run: Run) -> None:
+        todo = "choose another output_dir, or move the old run away"
+        try:
+            old = Run.from_file(self.run_file)
+        except RunFileError as error:
+            got = f"output_dir {self.path} holds a run.yaml that cannot be read ({error.got})"
+            raise OutputError(got, todo=todo) from None
+        for name, there, here in _identity_changes(old, run):
+            got = f"output_dir {self.path} holds another run: {name} is {there} there, {here} here"
+            raise OutputError(got, todo=todo)
+
+
+def _identity_changes(old: Run, new: Run) -> Iterator[tuple[str, Any, Any]]:
+    """Yields what differs of the two runs' identities: name, old value, new value."""
+    adapter = ADAPTER_IDENTITY if new.get("use_peft") else ()
+    for name in (*IDENTITY, *adapter):
+        there, here = (saved.fields({name: run.get(name)})[name] for run in (old, new))
+        if there != here:
+            yield name, there, here
