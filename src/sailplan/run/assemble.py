@@ -12,7 +12,7 @@ from sailplan.errors import RunFileError
 from sailplan.run import sanity
 from sailplan.run.accelerate_flags import accelerate_flags
 from sailplan.run.blocks import LaunchBlock, SlurmBlock, build_block
-from sailplan.run.fields import Field, field_table, package_folder
+from sailplan.run.fields import Field, FieldType, field_table, package_folder
 from sailplan.run.legacy import legacy_names, translate
 from sailplan.run.nearest import nearest
 from sailplan.run.overrides import read_flags
@@ -28,6 +28,15 @@ _OWNED_BY_SFT_CONFIG = {
     "gradient_clipping": "max_grad_norm",
 }
 """Flags of accelerate whose value `SFTConfig` owns."""
+
+
+_WORDS: Mapping[tuple[str, str], str | None] = {
+    ("report_to", "none"): "none",
+    ("resume_from_checkpoint", "true"): "true",
+    ("resume_from_checkpoint", "false"): None,
+    ("resume_from_checkpoint", ""): None,
+}
+"""Words that have one meaning however they are written."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,7 +82,7 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
     """
     parts = _Parts()
     if path is not None:
-        _add(parts, read_entries(path))
+        _add(parts, read_entries(path, blocks=_BLOCKS))
     _add(parts, read_flags(flags, _field_of))
     _settle_accelerate(parts)
 
@@ -81,10 +90,7 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
         return parts.explicit.get(name, field_table()[name].default)
 
     sanity.check(parts.explicit, get, parts.where)
-    if get("lr_scheduler_type") == "constant" and get("warmup_steps"):
-        parts.notes.append(
-            "lr_scheduler_type constant ignores warmup_steps; constant_with_warmup takes them"
-        )
+    parts.notes += sanity.without_effect(parts.explicit, get)
     return {
         "explicit": parts.explicit,
         "launch": build_block(LaunchBlock, parts.blocks["launch"], "launch"),
@@ -98,10 +104,9 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
 
 def _field_of(name: str) -> Field | None:
     """Returns the field of a flag, so that its values can be told from the next flag."""
-    block, dot, key = name.partition(".")
-    if dot and block in _BLOCKS:
-        model = LaunchBlock if block == "launch" else SlurmBlock
-        return field_table()["use_cpu"] if key in model.model_fields and key == "cpu" else None
+    if name.partition(".")[0] in _BLOCKS:
+        kind = "bool" if name == "launch.cpu" else "str"
+        return Field(name=name, owner="", type=FieldType(kinds=frozenset({kind})))
     known = field_table().get(name)
     if known is not None or name in legacy_names() or name in _KEYS:
         return known
@@ -116,17 +121,15 @@ def _add(parts: _Parts, entries: Sequence[Entry]) -> None:
     parts.notes += translated.notes
     for entry in translated.entries:
         if entry.name in table:
-            parts.explicit[entry.name] = coerce(table[entry.name], entry.raw, entry.where)
+            value = coerce(table[entry.name], entry.raw, entry.where)
+            parts.explicit[entry.name] = _WORDS.get((entry.name, str(value).lower()), value)
             parts.where[entry.name] = entry.where
         elif entry.name == "env":
             parts.env |= _environment(entry)
         elif entry.name == "accelerate_config":
             parts.accelerate[entry.name] = _accelerate_config(entry)
-        elif entry.name in _BLOCKS:
-            parts.blocks[entry.name] |= _block(entry)
-        elif entry.name.partition(".")[0] in _BLOCKS and "." in entry.name:
-            block, _, key = entry.name.partition(".")
-            parts.blocks[block][key] = (entry.raw, entry.where)
+        elif entry.name.partition(".")[0] in _BLOCKS:
+            _add_to_block(parts, entry)
         else:
             _add_accelerate(parts, entry)
 
@@ -155,14 +158,12 @@ def _accelerate_config(entry: Entry) -> str:
     raise RunFileError(got, allowed=", ".join(presets))
 
 
-def _block(entry: Entry) -> dict[str, tuple[Raw, str]]:
-    if not isinstance(entry.raw, dict):
-        if isinstance(entry.raw, Scalar) and entry.raw.value is None:
-            return {}
-        raise RunFileError(
-            f"{entry.where}: {entry.name} is {shown(entry.raw)}", allowed="a mapping"
-        )
-    return {key: (raw, entry.where) for key, raw in entry.raw.items()}
+def _add_to_block(parts: _Parts, entry: Entry) -> None:
+    block, dot, key = entry.name.partition(".")
+    if dot:
+        parts.blocks[block][key] = (entry.raw, entry.where)
+    elif not isinstance(entry.raw, Scalar) or entry.raw.value is not None:
+        raise RunFileError(f"{entry.where}: {block} is {shown(entry.raw)}", allowed="a mapping")
 
 
 def _add_accelerate(parts: _Parts, entry: Entry) -> None:

@@ -15,6 +15,7 @@ from sailplan.files import write_text_atomically
 from sailplan.run import assemble, saved
 from sailplan.run.blocks import LaunchBlock, SlurmBlock
 from sailplan.run.fields import field_table
+from sailplan.run.help import script_help
 
 T = TypeVar("T")
 
@@ -62,7 +63,11 @@ class Run:
 
         Raises:
             RunFileError: The file or a flag is wrong.
+            SystemExit: `--help` is asked for, and has been printed.
         """
+        if {"-h", "--help"} & set(arguments):
+            print(script_help())
+            raise SystemExit(0)
         path, flags = assemble.split_config(arguments)
         run = cls(**assemble.assemble(path, flags))
         return run.for_world_size(int(os.environ.get("WORLD_SIZE", "1")))

@@ -114,14 +114,15 @@ class RunDirectory:
         """
         try:
             self._refuse_another_run(run)
+            is_new = not self.run_file.exists()
             created = self._create()
             try:
                 write_text_atomically(self.train_file, run.train_yaml())
                 run.write(self.run_file)
             except BaseException:
+                if is_new:
+                    self.train_file.unlink(missing_ok=True)
                 for folder in created:
-                    for file in (self.train_file, self.run_file):
-                        file.unlink(missing_ok=True)
                     folder.rmdir()
                 raise
         except OSError as error:

@@ -44,7 +44,6 @@ RANGES: Mapping[str, _Range] = {
     "gradient_accumulation_steps": _AT_LEAST_ONE,
     "global_batch_size": _AT_LEAST_ONE,
     "eval_accumulation_steps": _AT_LEAST_ONE,
-    "save_total_limit": _AT_LEAST_ONE,
     "dataset_num_proc": _AT_LEAST_ONE,
     "max_length": _AT_LEAST_ONE,
     "min_pixels": _AT_LEAST_ONE,
@@ -56,14 +55,15 @@ RANGES: Mapping[str, _Range] = {
     "eval_size": _POSITIVE,
     "test_split_size": _POSITIVE,
     "adam_epsilon": _POSITIVE,
-    "save_steps": _POSITIVE,
-    "logging_steps": _POSITIVE,
     "ddp_timeout": _POSITIVE,
     "learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "max_grad_norm": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,
     "eval_delay": _NOT_NEGATIVE,
+    "logging_steps": _NOT_NEGATIVE,
+    "save_steps": _NOT_NEGATIVE,
+    "save_total_limit": _NOT_NEGATIVE,
     "dataloader_num_workers": _NOT_NEGATIVE,
     "gradient_check_steps": _NOT_NEGATIVE,
     "neftune_noise_alpha": _NOT_NEGATIVE,
@@ -90,7 +90,22 @@ def check(explicit: Mapping[str, Any], get: Get, where: Mapping[str, str]) -> No
     for name, value in explicit.items():
         if name in RANGES and value is not None and value not in RANGES[name]:
             raise RunFileError(f"{where[name]}: {name} is {value:g}", allowed=str(RANGES[name]))
+    held_out = get("eval_size")
+    if held_out is not None and held_out > 1 and held_out != int(held_out):
+        allowed = "a count of rows, or a fraction below 1"
+        raise RunFileError(f"{where['eval_size']}: eval_size is {held_out:g}", allowed=allowed)
     _refuse_contradictions(get, where)
+
+
+def without_effect(explicit: Mapping[str, Any], get: Get) -> list[str]:
+    """Returns notes on what is written and does nothing, because of another setting."""
+    notes = []
+    if get("lr_scheduler_type") == "constant" and get("warmup_steps"):
+        notes.append("lr_scheduler_type constant ignores warmup_steps; constant_with_warmup counts")
+    lora = [name for name in explicit if name.startswith("lora_")]
+    if lora and "use_peft" not in explicit:
+        notes.append(f"{lora[0]} does nothing without use_peft: true; all weights are trained")
+    return notes
 
 
 def _refuse_contradictions(get: Get, where: Mapping[str, str]) -> None:

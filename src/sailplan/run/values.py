@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +13,9 @@ from sailplan.run.fields import Field, FieldType, dataset_table
 
 _TRUE = {"true", "yes", "t", "y", "on", "1"}
 _FALSE = {"false", "no", "f", "n", "off", "0"}
+
+_LIST = re.compile(r"\[.*\]|[\w.-]+(\s*,\s*[\w.-]+)+")
+"""Lists in one word: Alpaca-LoRA's '[q_proj,v_proj]', and q_proj,v_proj. No regular expressions."""
 
 _PATH_OR_DICT = {"deepspeed", "fsdp_config", "accelerator_config"}
 """Mappings that may also be given as the path of a JSON file."""
@@ -108,8 +112,7 @@ def _from_scalar(field: Field, type_: FieldType, raw: Scalar) -> Any:
         number = _number(text, whole="float" not in kinds)
         if number is not None:
             return number
-    if "list" in kinds and word.startswith("[") and word.endswith("]"):
-        # Alpaca-LoRA's '[q_proj,v_proj]', which Fire parses there.
+    if "list" in kinds and _LIST.fullmatch(text):
         return [_item(type_, scalar(part)) for part in _split(text)]
     if "dict" in kinds and (text.startswith("{") or field.name not in _PATH_OR_DICT):
         return _json_mapping(text)
@@ -147,7 +150,7 @@ def _finite(number: float) -> float | None:
 
 
 def _split(text: str) -> list[str]:
-    return [part.strip().strip("'\"") for part in text.strip()[1:-1].split(",") if part.strip()]
+    return [part.strip(" '\"") for part in text.strip("[]").split(",") if part.strip()]
 
 
 def _json_mapping(text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ _constructor = yaml.constructor.SafeConstructor()
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """Returns the settings of a run file in their order; those of blocks as one mapping each.
+def read_entries(path: Path, *, blocks: Collection[str] = ()) -> list[Entry]:
+    """Returns the settings of a run file in their order.
+
+    Args:
+        path: The file.
+        blocks: Mappings whose settings come one by one, as `block.name`.
 
     Raises:
         RunFileError: The file is missing, unreadable, not YAML, not a mapping, or has a key twice.
@@ -27,12 +32,18 @@ def read_entries(path: Path) -> list[Entry]:
         got = "is empty" if root is None else f"holds {_kind(root)}, not settings"
         raise RunFileError(f"{path} {got}", allowed="`name: value` lines")
     try:
-        return [
-            Entry(name=name, raw=_raw(node, path), where=f"{path.name}:{line}")
-            for name, (node, line) in _pairs(root, path).items()
-        ]
+        return list(_entries(root, path, blocks))
     except RecursionError:  # an alias that holds itself
-        raise RunFileError(f"{path.name}: nested too deeply") from None
+        raise RunFileError(f"{path}: nested too deeply") from None
+
+
+def _entries(root: yaml.MappingNode, path: Path, blocks: Collection[str]) -> Iterator[Entry]:
+    for name, (node, line) in _pairs(root, path).items():
+        if name in blocks and isinstance(node, yaml.MappingNode):
+            for entry in _entries(node, path, ()):
+                yield Entry(name=f"{name}.{entry.name}", raw=entry.raw, where=entry.where)
+        else:
+            yield Entry(name=name, raw=_raw(node, path), where=f"{path}:{line}")
 
 
 def _compose(path: Path) -> yaml.Node | None:
@@ -53,11 +64,11 @@ def _compose(path: Path) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = error.problem or error.context
-        raise RunFileError(f"{path.name}{line}: not YAML, {problem}") from None
+        raise RunFileError(f"{path}{line}: not YAML, {problem}") from None
     except yaml.YAMLError as error:
-        raise RunFileError(f"{path.name}: not YAML, {error}") from None
+        raise RunFileError(f"{path}: not YAML, {error}") from None
     except RecursionError:
-        raise RunFileError(f"{path.name}: nested too deeply") from None
+        raise RunFileError(f"{path}: nested too deeply") from None
     return node
 
 
@@ -70,13 +81,13 @@ def _pairs(node: yaml.MappingNode, path: Path) -> dict[str, tuple[yaml.Node, int
         if key.tag == _MERGE:
             for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 if not isinstance(source, yaml.MappingNode):
-                    got = f"{path.name}:{line}: << is {_kind(source)}"
+                    got = f"{path}:{line}: << is {_kind(source)}"
                     raise RunFileError(got, allowed="a mapping")
                 merged = _pairs(source, path) | merged
         elif not isinstance(key, yaml.ScalarNode):
-            raise RunFileError(f"{path.name}:{line}: a key is {_kind(key)}", allowed="a name")
+            raise RunFileError(f"{path}:{line}: a key is {_kind(key)}", allowed="a name")
         elif key.value in own:
-            got = f"{path.name}:{line}: {key.value} is written twice"
+            got = f"{path}:{line}: {key.value} is written twice"
             raise RunFileError(got, todo=f"first in line {own[key.value][1]}; keep one")
         else:
             own[key.value] = (value, line)
@@ -91,7 +102,7 @@ def _raw(node: yaml.Node, path: Path) -> Raw:
     try:
         value = _constructor.construct_object(node)
     except (yaml.YAMLError, ValueError):
-        got = f"{path.name}:{node.start_mark.line + 1}: {node.tag} {node.value!r}"
+        got = f"{path}:{node.start_mark.line + 1}: {node.tag} {node.value!r}"
         raise RunFileError(got, allowed="plain YAML values") from None
     return Scalar(text=node.value, value=value)
 
