@@ -8,28 +8,19 @@ from typing import Any, ClassVar
 
 from sailplan.data.references import column_references
 from sailplan.data.sample import ImageReference, Sample, Segment
-from sailplan.data.turns import (
-    Turns,
-    count_placeholders,
-    fill,
-    put_in_front,
-    read_turns,
-    refuse_tools,
-)
+from sailplan.data.turns import as_sample, expand_placeholders, place, read_turns
 from sailplan.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Messages:
-    """TRL's conversational rows: a column of turns, and columns of images.
+    """TRL's conversational rows: a column `messages` of turns, and columns of images.
 
     Images stand where image parts are, else where `<image>` is written in the text of a row that
     has images, else in front of the first user turn.
     """
 
     name: ClassVar[str] = "messages"
-    column: str = "messages"
-    """The column of turns."""
     image_columns: tuple[str, ...] = ()
     """The columns of images, in the order in which they fill image parts."""
     inline_images: bool = False
@@ -40,7 +31,7 @@ class Messages:
     @property
     def image_fields(self) -> list[str]:
         """The raw columns that `images` reads."""
-        return [*self.image_columns, *([self.column] if self.inline_images else [])]
+        return [*self.image_columns, *(["messages"] if self.inline_images else [])]
 
     def sample(self, row: Mapping[str, Any]) -> Sample:
         """Returns the row as a sample.
@@ -48,12 +39,11 @@ class Messages:
         Raises:
             DataError: The row is no chat with an answer, or its images do not fit.
         """
-        refuse_tools(row)
+        _refuse_tools(row)
         images = column_references(row, self.image_columns)
-        turns = _place(read_turns(row.get(self.column), column=self.column), images)
-        if turns is None:
-            turns = read_turns(row.get(self.column), column=self.column, placeholders=True)
-        return fill(turns, images, self.system_prompt)
+        turns = read_turns(row.get("messages"), column="messages")
+        place(turns, len(images))
+        return as_sample(turns, images, self.system_prompt)
 
     def images(self, row: Mapping[str, Any]) -> list[ImageReference]:
         """Returns the row's images, equal to `sample(row)["images"]`."""
@@ -86,25 +76,17 @@ class PromptCompletion:
         Raises:
             DataError: The two columns are of different kinds or empty, or images do not fit.
         """
-        refuse_tools(row)
+        _refuse_tools(row)
         prompt, completion = row.get("prompt"), row.get("completion")
         images = column_references(row, self.image_columns)
         if isinstance(prompt, str) and isinstance(completion, str):
-            if images:
-                raise DataError(
-                    "images beside a plain-text prompt",
-                    allowed="a prompt of messages",
-                    todo="write prompt and completion as messages, or use dataset_format: template",
-                )
-            if not completion:
-                raise DataError("the completion is empty")
-            segments = [
-                Segment(text=prompt, trained=False),
-                Segment(text=completion, trained=True),
-            ]
-            return Sample(messages=[], segments=segments, images=[])
-        turns = self._turns(prompt, completion, images)
-        return fill(turns, images, self.system_prompt)
+            return _plain(prompt, completion, images)
+        asked = read_turns(prompt, column="prompt")
+        for turn in asked:
+            turn.trained = False
+        turns = asked + read_turns(completion, column="completion")
+        place(turns, len(images))
+        return as_sample(turns, images, self.system_prompt)
 
     def images(self, row: Mapping[str, Any]) -> list[ImageReference]:
         """Returns the row's images, equal to `sample(row)["images"]`."""
@@ -112,18 +94,12 @@ class PromptCompletion:
             return self.sample(row)["images"]
         return column_references(row, self.image_columns)
 
-    def _turns(self, prompt: object, completion: object, images: list[ImageReference]) -> Turns:
-        turns = _joined(prompt, completion, placeholders=False)
-        return _place(turns, images) or _joined(prompt, completion, placeholders=True)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Llava:
     """LLaVA's json: `conversations` of human and gpt, `<image>` in the text, `image` beside it."""
 
     name: ClassVar[str] = "llava"
-    column: str = "conversations"
-    """The column of turns."""
     image_columns: tuple[str, ...] = ()
     """The columns of images."""
     system_prompt: str | None = None
@@ -140,38 +116,29 @@ class Llava:
         Raises:
             DataError: The row is no chat with an answer, or its images do not fit.
         """
-        turns = read_turns(row.get(self.column), column=self.column, placeholders=True)
-        return fill(turns, self.images(row), self.system_prompt)
+        turns = read_turns(row.get("conversations"), column="conversations")
+        expand_placeholders(turns)
+        return as_sample(turns, self.images(row), self.system_prompt)
 
     def images(self, row: Mapping[str, Any]) -> list[ImageReference]:
         """Returns the row's images, equal to `sample(row)["images"]`."""
         return column_references(row, self.image_columns)
 
 
-def _joined(prompt: object, completion: object, *, placeholders: bool) -> Turns:
-    first = read_turns(prompt, column="prompt", placeholders=placeholders)
-    last = read_turns(completion, column="completion", placeholders=placeholders)
-    if not any(message["role"] == "assistant" for message in last.messages):
-        raise DataError("the completion has no assistant turn")
-    for message in first.messages:
-        if message["role"] == "assistant":
-            message["trained"] = False
-    return Turns(
-        messages=first.messages + last.messages,
-        slots=first.slots + last.slots,
-        plain=first.plain + last.plain,
-    )
+def _plain(prompt: str, completion: str, images: list[ImageReference]) -> Sample:
+    if images:
+        raise DataError(
+            "there are images beside a plain-text prompt",
+            allowed="a prompt of messages",
+            todo="write prompt and completion as messages, or use dataset_format: template",
+        )
+    if not completion:
+        raise DataError("column 'completion' is empty", todo="drop the row or fill the column")
+    segments = [Segment(text=prompt, trained=False), Segment(text=completion, trained=True)]
+    return Sample(messages=[], segments=segments, images=[])
 
 
-def _place(turns: Turns, images: list[ImageReference]) -> Turns | None:
-    """Returns the turns with image parts for a row's images, or None: its text has placeholders.
-
-    A chat with image parts is taken as it is. `<image>` counts only where the row has images: in a
-    text-only row it is what somebody wrote about.
-    """
-    if not images or turns.slots:
-        return turns
-    if count_placeholders(turns):
-        return None
-    put_in_front(turns, len(images))
-    return turns
+def _refuse_tools(row: Mapping[str, Any]) -> None:
+    """Tools would have to be in the prompt; leaving them out silently trains something else."""
+    if row.get("tools"):
+        raise DataError("the row brings tools", allowed="chats of text and images")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from sailplan.data import foreign
@@ -23,7 +22,6 @@ BUILDERS = {
 """The builder of `datasets` for each suffix of a data file."""
 
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 # The words by which `datasets` tells splits from file and folder names.
 _SPLITS = {
@@ -68,24 +66,21 @@ def data_files(folder: Path) -> list[Path]:
     ]
 
 
-def beside_images(folder: Path, files: list[Path]) -> bool:
-    """Whether a folder holds data files and the images that they name.
-
-    `datasets` takes a folder for what most of its files are, so that it would see images and
-    nothing else. Folders with `metadata` files are its own image folders, which it reads right.
-    """
-    if any(path.name.startswith("metadata.") for path in files):
-        return False
-    return any(path.suffix.lower() in _IMAGES for path in folder.rglob("*"))
+def has_own_layout(folder: Path) -> bool:
+    """Whether `datasets` itself must read a folder: a card tells its files, or it is of images."""
+    card = folder / "README.md"
+    if card.is_file() and re.search(r"^configs:", card.read_text(encoding="utf-8"), re.MULTILINE):
+        return True
+    return any(next(folder.rglob(f"metadata{suffix}"), None) for suffix in BUILDERS)
 
 
-def by_split(folder: Path, files: list[Path]) -> dict[str, list[str]]:
+def by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Groups data files by the split that their names tell; without such a word, `train`."""
-    splits: dict[str, list[str]] = {}
+    splits: dict[str, list[Path]] = {}
     for path in files:
         words = re.split(r"[^a-z]+", path.relative_to(folder).as_posix().lower())
         found = [name for name, known in _SPLITS.items() if any(word in known for word in words)]
-        splits.setdefault(found[-1] if found else "train", []).append(str(path))
+        splits.setdefault(found[-1] if found else "train", []).append(path)
     return splits
 
 
@@ -105,55 +100,44 @@ def check(path: Path) -> None:
         raise DataError(f"{path} {found[0]}", todo=found[1])
 
 
-def explain(error: BaseException, files: list[Path]) -> str:
-    """Says in one clause why files did not load: the place in malformed JSON, else the root cause.
+def explain(error: BaseException, name: str, files: list[Path]) -> str:
+    """Says in one clause why data did not load: the place in malformed JSON, else the root cause.
 
     Args:
         error: What `datasets` raised.
+        name: The dataset.
         files: The data files it read.
     """
     for path in files:
-        if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-            place = _malformed_json(path)
+        if builder(path) == "json" and path.suffix.lower() not in _COMPRESSIONS:
+            place = _malformed(path)
             if place is not None:
-                return f"{path}: {place}"
+                return f"{path}, {place}"
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "corresponds to no data" in lines[0]:
+        return f"{name} has no rows"
+    return f"cannot load {name}: {lines[0]}{f' … {lines[-1]}' if len(lines) > 1 else ''}"
 
 
-def _malformed_json(path: Path) -> str | None:
-    """Returns where a JSON or JSON Lines file is malformed; it is read again, line by line."""
+def _malformed(path: Path) -> str | None:
+    """Returns where a JSON or JSON Lines file is malformed, reading it once more."""
     try:
-        if _is_one_document(path):
-            json.loads(path.read_text(encoding="utf-8-sig"))
-            return None
-        for number, line in _lines(path):
-            try:
-                json.loads(line)
-            except json.JSONDecodeError as error:
-                return f"line {number}, column {error.colno}: {error.msg}"
+        with path.open(encoding="utf-8-sig") as file:
+            is_array = file.read(1) == "["
+            file.seek(0)
+            if is_array:
+                json.load(file)
+                return None
+            for number, line in enumerate(file, start=1):
+                try:
+                    if line.strip():
+                        json.loads(line)
+                except json.JSONDecodeError as error:
+                    return f"line {number}, column {error.colno}: {error.msg}"
     except json.JSONDecodeError as error:
         return f"line {error.lineno}, column {error.colno}: {error.msg}"
     except UnicodeDecodeError as error:
         return f"byte {error.start}: not UTF-8"
     return None
-
-
-def _is_one_document(path: Path) -> bool:
-    """Whether a file is one JSON array or an object over several lines, not one value a line."""
-    for _, line in _lines(path):
-        try:
-            json.loads(line)
-        except json.JSONDecodeError:
-            return path.suffix.lower() == ".json"
-        return line.startswith("[")
-    return False
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line

@@ -19,6 +19,9 @@ from sailplan.errors import DataError, RunFileError
 
 Splits = Mapping[str, datasets.Dataset]
 
+_JSON_CHUNK_BYTES = 10 << 20
+"""How much of a JSON Lines file `datasets` reads at once."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
@@ -122,11 +125,9 @@ def _load(source: _Source) -> tuple[Splits, Path | None]:
 
 
 def _load_file(source: _Source, path: Path) -> Splits:
-    builder = local.builder(path)
-    if builder is None:
+    if local.builder(path) is None:
         raise DataError(f"{path} is no data file", allowed=", ".join(local.BUILDERS))
-    options = {"sep": "\t"} if ".tsv" in path.suffixes else {}
-    return _read(source, builder, [path], data_files={"train": [str(path)]}, **options)
+    return _read_files(source, {"train": [path]})
 
 
 def _load_folder(source: _Source, folder: Path) -> Splits:
@@ -135,25 +136,47 @@ def _load_folder(source: _Source, folder: Path) -> Splits:
         with _quiet(), _one_line_errors(str(folder), files):
             saved = datasets.load_from_disk(str(folder))
         return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    if files and local.beside_images(folder, files):
-        builders = {local.builder(file) for file in files}
-        if len(builders) > 1:
-            some = ", ".join(file.name for file in files[:5])
-            raise DataError(
-                f"{folder} holds data files of several kinds: {some}",
-                todo="name one of them as dataset_name",
-            )
-        return _read(source, str(builders.pop()), files, data_files=local.by_split(folder, files))
+    if files and source.name is None and not local.has_own_layout(folder):
+        return _read_files(source, local.by_split(folder, files))
     return _read(source, str(folder), files)
+
+
+def _read_files(source: _Source, splits: Mapping[str, list[Path]]) -> Splits:
+    """Reads data files; `datasets` would take a folder of json and images for one of images."""
+    files = [file for group in splits.values() for file in group]
+    kinds = {local.builder(file) for file in files}
+    if len(kinds) > 1:
+        some = ", ".join(file.name for file in files[:5])
+        raise DataError(
+            f"{source.path} holds data files of several kinds: {some}",
+            todo="name one of them as dataset_name",
+        )
+    kind = str(kinds.pop())
+    options: dict[str, Any] = {
+        "data_files": {split: list(map(str, group)) for split, group in splits.items()}
+    }
+    if kind == "csv":
+        # Only an empty cell is empty: pandas would take the words NA, None and null for it too.
+        options |= {"keep_default_na": False, "na_values": [""]}
+        options["sep"] = "\t" if ".tsv" in files[0].suffixes else ","
+    return _read(source, kind, files, **options)
 
 
 def _read(source: _Source, path: str, files: list[Path], **options: Any) -> Splits:
     for file in files:
         local.check(file)
     with _quiet(), _one_line_errors(source.path, files):
-        splits: Splits = datasets.load_dataset(
-            path, name=source.name, data_dir=source.data_dir, **options
-        )
+        options |= {"name": source.name, "data_dir": source.data_dir}
+        largest_bytes = max((file.stat().st_size for file in files), default=0)
+        splits: Splits
+        try:
+            splits = datasets.load_dataset(path, **options)
+        except datasets.exceptions.DatasetGenerationError:
+            if path != "json" or largest_bytes < _JSON_CHUNK_BYTES:
+                raise
+            # The first chunk settles the columns, and a later one has others: images may begin
+            # after thousands of text-only rows. All rows at once take six times the file in memory.
+            splits = datasets.load_dataset(path, chunksize=largest_bytes + 1, **options)
     return splits
 
 
@@ -163,13 +186,12 @@ def _one_line_errors(name: str, files: list[Path]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = local.explain(error, files)
         if isinstance(error, ConnectionError):
             raise DataError(
-                f"dataset {name!r} is no file or folder here, and the Hub did not answer: {reason}",
+                f"dataset {name!r} is no file or folder here, and the Hub does not answer: {error}",
                 todo="check the name, or download it where there is a network",
             ) from error
-        raise DataError(f"cannot load {name}: {reason}") from error
+        raise DataError(local.explain(error, name, files)) from error
 
 
 @contextmanager

@@ -6,9 +6,8 @@ that a row does not have with `None`, so `None` always means "not there".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sailplan.data.references import PART_KEYS, references
 from sailplan.data.sample import ImageReference, Message, Part, Role, Sample
@@ -28,37 +27,38 @@ _ROLES: dict[str, Role] = {
 
 
 @dataclass(kw_only=True, slots=True)
-class Turns:
-    """A chat whose image parts may still wait for their image."""
+class Turn:
+    """One turn, whose image parts may still wait for their image."""
 
-    messages: list[Message] = field(default_factory=list)
-    slots: list[ImageReference | None] = field(default_factory=list)
+    role: Role
+    """Who speaks."""
+    parts: list[Part]
+    """What is said."""
+    images: list[ImageReference | None]
     """One for each image part, in order; `None` where a row's image column has to fill it."""
-    plain: list[bool] = field(default_factory=list)
-    """For each message, whether its content was written as a string."""
+    plain: bool
+    """Whether the content was written as a string."""
+    trained: bool = True
+    """Whether an assistant's words count in the loss."""
 
 
-def read_turns(raw: object, *, column: str, placeholders: bool = False) -> Turns:
+def read_turns(raw: object, *, column: str) -> list[Turn]:
     """Reads a list of turns.
 
     Args:
         raw: The column's value.
         column: Its name, for errors.
-        placeholders: Whether `<image>` in the text stands for an image.
 
     Raises:
         DataError: It is no list of turns, a role is unknown, or a part is of another kind.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, str | bytes) or not raw:
-        what = "is empty" if not raw else f"holds a {type(raw).__name__}"
+        what = f"holds a {type(raw).__name__}" if raw else "is empty"
         raise DataError(f"column {column!r} {what}", allowed="a list of turns, role and content")
-    turns = Turns()
-    for number, turn in enumerate(raw, start=1):
-        _read_turn(turns, turn, f"turn {number} of {column!r}", placeholders)
-    return turns
+    return [_read_turn(turn, f"turn {n} of {column!r}") for n, turn in enumerate(raw, start=1)]
 
 
-def _read_turn(turns: Turns, turn: object, where: str, placeholders: bool) -> None:
+def _read_turn(turn: object, where: str) -> Turn:
     if not isinstance(turn, Mapping):
         raise DataError(f"{where} is a {type(turn).__name__}", allowed="role and content")
     written = turn.get("role") or turn.get("from")
@@ -69,33 +69,55 @@ def _read_turn(turns: Turns, turn: object, where: str, placeholders: bool) -> No
         raise DataError(f"{where} has tool_calls", allowed="turns of text and images")
     content = turn.get("content")
     content = turn.get("value") if content is None else content
-    plain = isinstance(content, str)
     if isinstance(content, str):
-        parts = _split(content) if placeholders else [Part(type="text", text=content)]
-        turns.slots += [None for part in parts if part["type"] == "image"]
-    elif isinstance(content, Sequence):
-        parts = [_read_part(turns, part, where) for part in content]
-    else:
+        return Turn(role=role, parts=[Part(type="text", text=content)], images=[], plain=True)
+    if not isinstance(content, Sequence):
         raise DataError(f"{where} has no content")
-    turns.messages.append(Message(role=role, content=parts))
-    turns.plain.append(plain)
+    read = Turn(role=role, parts=[], images=[], plain=False)
+    for part in content:
+        _read_part(read, part, where)
+    return read
 
 
-def _read_part(turns: Turns, part: object, where: str) -> Part:
-    if isinstance(part, str):
-        return Part(type="text", text=part)
-    if isinstance(part, Mapping):
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
-            return Part(type="text", text=part["text"])
-        if part.get("type") == "image":
-            values = [part[key] for key in PART_KEYS if part.get(key) is not None]
-            found = references(values)
-            if len(found) > 1:
-                raise DataError(f"an image part in {where} carries {len(found)} images")
-            turns.slots.append(found[0] if found else None)
-            return Part(type="image")
+def _read_part(turn: Turn, part: object, where: str) -> None:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise DataError(f"{where} has a part of type {kind!r}", allowed="text, image")
+    if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
+        turn.parts.append(Part(type="text", text=part["text"]))
+    elif isinstance(part, Mapping) and kind == "image":
+        found = references([part.get(key) for key in PART_KEYS])
+        if len(found) > 1:
+            raise DataError(f"an image part in {where} carries {len(found)} images", allowed="one")
+        turn.parts.append(Part(type="image"))
+        turn.images.append(found[0] if found else None)
+    else:
+        raise DataError(f"{where} has a part of type {kind!r}", allowed="text, image")
+
+
+def place(turns: Sequence[Turn], count: int) -> None:
+    """Makes room for a row's images in turns that have no image parts.
+
+    `<image>` in the text is such a place; it counts only in rows with images, as in a text-only row
+    it is what somebody wrote about. Otherwise the images stand in front of the first user turn that
+    was written as a string, which is the rule of TRL's `prepare_multimodal_messages`.
+    """
+    if count == 0 or any(turn.images for turn in turns):
+        return
+    expand_placeholders(turns)
+    if any(turn.images for turn in turns):
+        return
+    for turn in turns:
+        if turn.role == "user" and turn.plain:
+            turn.parts = [Part(type="image") for _ in range(count)] + turn.parts
+            turn.images = [None] * count
+            return
+
+
+def expand_placeholders(turns: Iterable[Turn]) -> None:
+    """Turns each `<image>` in turns written as strings into an image part, in place."""
+    for turn in turns:
+        if turn.plain:
+            turn.parts = _split(turn.parts[0]["text"])
+            turn.images = [None for part in turn.parts if part["type"] == "image"]
 
 
 def _split(text: str) -> list[Part]:
@@ -113,59 +135,40 @@ def _split(text: str) -> list[Part]:
     return parts
 
 
-def count_placeholders(turns: Turns) -> int:
-    """Returns how often `<image>` stands in the plain text of turns that the model does not say."""
-    return sum(
-        part["text"].count(IMAGE_PLACEHOLDER)
-        for message, plain in zip(turns.messages, turns.plain, strict=True)
-        if plain and message["role"] != "assistant"
-        for part in message["content"]
-        if part["type"] == "text"
-    )
+def as_sample(
+    turns: Sequence[Turn], images: Sequence[ImageReference], system_prompt: str | None
+) -> Sample:
+    """Returns the turns as a sample, each waiting image part with its image.
 
-
-def put_in_front(turns: Turns, count: int) -> None:
-    """Puts `count` image parts before the first user turn that was written as a string.
-
-    The rule of TRL's `prepare_multimodal_messages`; without such a turn nothing is put anywhere.
-    """
-    for message, plain in zip(turns.messages, turns.plain, strict=True):
-        if message["role"] == "user" and plain:
-            message["content"] = [Part(type="image") for _ in range(count)] + message["content"]
-            turns.slots[:0] = [None] * count
-            return
-
-
-def fill(turns: Turns, images: Sequence[ImageReference], system_prompt: str | None) -> Sample:
-    """Gives each waiting image part its image, and the chat its system text.
+    Args:
+        turns: The chat.
+        images: The images of the row's image columns, in order.
+        system_prompt: A system text, for a chat that has none.
 
     Raises:
         DataError: There are more image parts than images, or the reverse, or no assistant turn.
     """
-    waiting = turns.slots.count(None)
+    slots = [image for turn in turns for image in turn.images]
+    waiting = slots.count(None)
     if waiting != len(images):
         raise DataError(
             f"{_number(waiting, 'image placeholder')} for {_number(len(images), 'image')}",
             allowed="one placeholder for each image",
         )
-    if not any(message["role"] == "assistant" for message in turns.messages):
-        raise DataError("the chat has no assistant turn", todo="drop the row or add an answer")
-    messages = turns.messages
-    if system_prompt is not None and messages[0]["role"] != "system":
-        messages = [
-            Message(role="system", content=[Part(type="text", text=system_prompt)]),
-            *messages,
-        ]
+    if not any(turn.role == "assistant" and turn.trained for turn in turns):
+        raise DataError("there is no assistant turn to train on", todo="add an answer, or drop it")
+    messages: list[Message] = []
+    for turn in turns:
+        messages.append(Message(role=turn.role, content=turn.parts))
+        if turn.role == "assistant" and not turn.trained:
+            messages[-1]["trained"] = False
+    if system_prompt is not None and turns[0].role != "system":
+        system = Message(role="system", content=[Part(type="text", text=system_prompt)])
+        messages.insert(0, system)
     supply = iter(images)
-    placed = [next(supply) if slot is None else slot for slot in turns.slots]
+    placed = [next(supply) if slot is None else slot for slot in slots]
     return Sample(messages=messages, segments=[], images=placed)
 
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def refuse_tools(row: Mapping[str, Any]) -> None:
-    """Raises a DataError where a row brings tools, which would silently be left out."""
-    if row.get("tools"):
-        raise DataError("the row brings tools", allowed="chats of text and images")
