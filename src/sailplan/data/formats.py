@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Features
 
     from sailplan.data.sources import Rows
+    from sailplan.run.config import Run
 
 
 class Format(Protocol):
@@ -41,7 +42,7 @@ class Format(Protocol):
         """Returns `sample(row)["images"]`, from the columns of `image_fields` alone."""
 
 
-def resolve_format(run: Any, rows: Rows) -> Format:
+def resolve_format(run: Run, rows: Rows) -> Format:
     """Returns the format of the rows, named by `dataset_format` or detected from the columns.
 
     Raises:
@@ -87,7 +88,7 @@ def resolve_format(run: Any, rows: Rows) -> Format:
     )
 
 
-def _needs(run: Any) -> dict[str, list[str]]:
+def _needs(run: Run) -> dict[str, list[str]]:
     """The columns without which a format cannot be, in the order in which formats are told."""
     answer = run.get("answer_column")
     return {
@@ -100,7 +101,7 @@ def _needs(run: Any) -> dict[str, list[str]]:
     }
 
 
-def _detect(run: Any, columns: list[str], needs: dict[str, list[str]]) -> str:
+def _detect(run: Run, columns: list[str], needs: dict[str, list[str]]) -> str:
     if run.get("user_prompt"):
         return "template"
     if run.is_set("dataset_text_field") and needs["text"][0] in columns:
@@ -127,7 +128,7 @@ def _detect(run: Any, columns: list[str], needs: dict[str, list[str]]) -> str:
     )
 
 
-def _refuse_idle_prompts(run: Any, name: str) -> None:
+def _refuse_idle_prompts(run: Run, name: str) -> None:
     """A prompt that the format would never look at is a mistake, not a preference."""
     idle = {
         "user_prompt": name != "template",
@@ -142,7 +143,7 @@ def _refuse_idle_prompts(run: Any, name: str) -> None:
             )
 
 
-def _template(run: Any, features: Features, images: tuple[str, ...]) -> Template:
+def _template(run: Run, features: Features, images: tuple[str, ...]) -> Template:
     user, answer = run.get("user_prompt"), run.get("answer_column")
     if not user or not answer:
         missing = "user_prompt" if not user else "answer_column"
@@ -161,7 +162,7 @@ def _template(run: Any, features: Features, images: tuple[str, ...]) -> Template
     )
 
 
-def _image_columns(run: Any, features: Features) -> tuple[str, ...]:
+def _image_columns(run: Run, features: Features) -> tuple[str, ...]:
     """The columns named by the user, else those of images by type, else `images` or `image`."""
     named = run.get("image_columns")
     if named:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -22,6 +21,7 @@ from sailplan.errors import DataError, RunFileError
 
 if TYPE_CHECKING:
     from sailplan.data.sources import Rows
+    from sailplan.run.config import Run
 
 PIXEL_LIMIT = 2**27
 """Images of more pixels (16384×8192) are refused from their header. It lies under the 178,956,970
@@ -110,33 +110,33 @@ class ImageOpener:
         path = reference["path"]
         if not path:
             raise DataError("an image reference has neither path nor bytes")
-        scheme = urlsplit(path).scheme if "://" in path else ""
+        scheme, separator, _ = path.partition("://")
         if scheme in ("http", "https"):
             return io.BytesIO(fetch(path, self.allowed_hosts))
-        if scheme:
-            raise DataError(f"image {path} is on {scheme}", allowed="paths, and http(s) if allowed")
+        if separator:
+            raise DataError(
+                f"image {_short(path)} is no path", allowed="paths, and http(s) where allowed"
+            )
         return self._inside(path)
 
     def _inside(self, path: str) -> Path:
+        label = _short(path)
         if self.root is None:
-            raise DataError(
-                f"image {path} is a path, but there is no image root", todo="set image_root"
-            )
+            raise DataError(f"image {label} has no folder to be in", todo="set image_root")
         try:
             real = (self.root / path).resolve()
             found = real.is_file()
         except (OSError, ValueError) as error:
-            raise DataError(f"image {_short(path)} is no usable path: {error}") from error
+            raise DataError(f"image {label} is no usable path") from error
         if not real.is_relative_to(self.root):
-            raise DataError(
-                f"image {path} lies outside image_root", allowed=f"files under {self.root}"
-            )
+            allowed = f"files under {self.root}"
+            raise DataError(f"image {label} lies outside image_root", allowed=allowed)
         if not found:
-            raise DataError(f"image {path} is missing", todo=f"looked for {real}")
+            raise DataError(f"image {label} is missing", todo=f"looked for it in {self.root}")
         return real
 
 
-def image_opener(run: Any, rows: Rows) -> ImageOpener:
+def image_opener(run: Run, rows: Rows) -> ImageOpener:
     """Returns the opener of a run's images: under `image_root`, else the data file's own folder.
 
     Raises:

@@ -78,8 +78,8 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _check_host(url: str, allowed_hosts: Collection[str]) -> None:
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         names = {parts.hostname, f"{parts.hostname}:{parts.port}"}
     except ValueError as error:
         raise DataError(f"image {url} has no usable address: {error}") from error

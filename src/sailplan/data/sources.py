@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -16,6 +16,9 @@ from huggingface_hub.file_download import repo_folder_name
 
 from sailplan.data import local
 from sailplan.errors import DataError, RunFileError
+
+if TYPE_CHECKING:
+    from sailplan.run.config import Run
 
 Splits = Mapping[str, datasets.Dataset]
 
@@ -47,7 +50,7 @@ class _Source:
     columns: list[str] | None = None
 
 
-def load_rows(run: Any) -> Rows:
+def load_rows(run: Run) -> Rows:
     """Loads the training rows and the held-out ones.
 
     `dataset_name` is a file or folder where there is one, else a name on the Hub. Held out are
@@ -83,7 +86,7 @@ def load_rows(run: Any) -> Rows:
     )
 
 
-def _source(run: Any) -> _Source:
+def _source(run: Run) -> _Source:
     if run.get("dataset_streaming") or run.get("streaming"):
         raise RunFileError("streaming is not supported yet", todo="remove dataset_streaming")
     mixture = run.get("datasets")
@@ -209,7 +212,7 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _held_out(run: Any, num_rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+def _held_out(run: Run, num_rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
     """Returns which of the rows are held out, by `eval_size`; None where it is not set."""
     option = "test_split_size" if run.get("datasets") else "eval_size"
     size = run.get(option)
@@ -228,7 +231,7 @@ def _held_out(run: Any, num_rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | 
     return held_out
 
 
-def _test_split(run: Any, splits: Splits, path: str) -> datasets.Dataset | None:
+def _test_split(run: Run, splits: Splits, path: str) -> datasets.Dataset | None:
     name = run.get("dataset_test_split")
     if name in splits and len(splits[name]):
         return splits[name]
