@@ -17,7 +17,7 @@ _FALSE = {"false", "no", "f", "n", "off", "0"}
 _LIST = re.compile(r"\[.*\]|[\w.-]+(\s*,\s*[\w.-]+)+")
 """Lists in one word: Alpaca-LoRA's '[q_proj,v_proj]', and q_proj,v_proj. No regular expressions."""
 
-_PATH_OR_DICT = {"deepspeed", "fsdp_config", "accelerator_config"}
+_PATH_OR_DICT = {"deepspeed", "fsdp_config", "accelerator_config", "data_files"}
 """Mappings that may also be given as the path of a JSON file."""
 
 
