@@ -220,8 +220,8 @@ def _held_out(run: Run, num_rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | 
         return None
     if option == "eval_size" and run.is_set("dataset_test_split"):
         raise RunFileError("eval_size and dataset_test_split both name the held-out rows")
-    count = round(size * num_rows) if 0 < size < 1 else int(size)
-    if size <= 0 or (size >= 1 and size != count) or not 0 < count < num_rows:
+    count = round(size * num_rows) if size < 1 else int(size)
+    if not 0 < count < num_rows:
         raise RunFileError(
             f"{option} {size:g} of {num_rows} rows",
             allowed=f"a count from 1 to {num_rows - 1}, or a fraction below 1 of a row or more",
