@@ -71,10 +71,11 @@ class Template:
         text = ""
         for piece in pieces:
             if self._is_image(piece):
-                if text:
+                images = [Part(type="image") for _ in references(row.get(piece.text))]
+                if images and text:
                     parts.append(Part(type="text", text=text))
                     text = ""
-                parts += [Part(type="image") for _ in references(row.get(piece.text))]
+                parts += images
             elif piece.is_field:
                 text += as_text(row, piece.text, self.class_names)
             else:
