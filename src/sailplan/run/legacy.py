@@ -76,6 +76,7 @@ GONE: Mapping[str, str] = {
     "past_index": "transformers dropped it",
     "mp_parameters": "transformers dropped it",
     "tpu_num_cores": "transformers dropped it",
+    "use_mps_device": "the device is found without it",
 }
 
 _ALPACA = {

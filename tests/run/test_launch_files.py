@@ -1,0 +1,163 @@
+"""The documented run files say what their sources say."""
+
+from __future__ import annotations
+
+import pytest
+
+from sailplan.files import folder
+from sailplan.run.config import Run
+
+ARTICLE_PROMPT = (
+    "Create a Short Product description based on the provided ##PRODUCT NAME## and ##CATEGORY## "
+    "and image. \n"
+    "Only return description. The description should be SEO optimized and for a better mobile "
+    "search experience.\n\n"
+    "##PRODUCT NAME##: {Product Name}\n##CATEGORY##: {Category}"
+)
+
+ALPACA = {
+    "load_in_8bit": True,
+    "dtype": "float16",
+    "use_peft": True,
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_bias": "none",
+    "lora_target_modules": ["q_proj", "v_proj"],
+    "dataset_name": "yahma/alpaca-cleaned",
+    "dataset_format": "alpaca",
+    "alpaca_template": "alpaca",
+    "eval_size": 2000.0,
+    "max_length": 512,
+    "over_length": "truncate_text",
+    "assistant_only_loss": False,
+    "train_sampling_strategy": "group_by_length",
+    "global_batch_size": 128,
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 3.0,
+    "learning_rate": 1e-4,
+    "warmup_steps": 100.0,
+    "optim": "adamw_torch",
+    "fp16": True,
+    "bf16": False,
+    "gradient_checkpointing": True,
+    "ddp_find_unused_parameters": False,
+    "logging_steps": 10.0,
+    "eval_strategy": "steps",
+    "eval_steps": 200.0,
+    "save_strategy": "steps",
+    "save_steps": 200.0,
+    "save_total_limit": 3,
+    "load_best_model_at_end": True,
+}
+
+LLAVA = {
+    "model_name_or_path": "llava-hf/llava-1.5-7b-hf",
+    "dtype": "bfloat16",
+    "dataset_name": "HuggingFaceH4/llava-instruct-mix-vsft",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 8,
+    "bf16": True,
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+}
+
+EXPECTED = {
+    "qwen2_vl_7b-qlora-1x24gb": {
+        "model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct",
+        "dtype": "bfloat16",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "use_bnb_nested_quant": True,
+        "use_peft": True,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "lora_bias": "none",
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "lora_task_type": "CAUSAL_LM",
+        "dataset_name": "philschmid/amazon-product-descriptions-vlm",
+        "dataset_train_split": "train",
+        "dataset_format": "template",
+        "system_prompt": "You are an expert product description writer for Amazon.",
+        "user_prompt": ARTICLE_PROMPT + "{image}",
+        "answer_column": "description",
+        "image_columns": ["image"],
+        "num_train_epochs": 3.0,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0.03,
+        "max_grad_norm": 0.3,
+        "optim": "adamw_torch_fused",
+        "bf16": True,
+        "tf32": True,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "logging_steps": 5.0,
+        "save_strategy": "epoch",
+        "report_to": "tensorboard",
+        "output_dir": "runs/qwen2_vl_7b-qlora-amazon",
+    },
+    "llava_1_5_7b-full-8xh100-zero3": {**LLAVA, "output_dir": "runs/llava_1_5_7b-full"},
+    "llava_1_5_7b-lora-8xh100-zero3": {
+        **LLAVA,
+        "use_peft": True,
+        "lora_r": 64,
+        "lora_alpha": 16,
+        "num_train_epochs": 1.0,
+        "learning_rate": 1.4e-5,
+        "logging_steps": 5.0,
+        "output_dir": "runs/llava_1_5_7b-lora",
+    },
+    "llama_7b-lora-4gpu": {
+        **ALPACA,
+        "model_name_or_path": "huggyllama/llama-7b",
+        "output_dir": "runs/llama_7b-alpaca-lora",
+    },
+    "llama_13b-lora-4gpu": {
+        **ALPACA,
+        "model_name_or_path": "huggyllama/llama-13b",
+        "output_dir": "runs/llama_13b-alpaca-lora",
+    },
+}
+
+HARDWARE = {
+    "qwen2_vl_7b-qlora-1x24gb": ("L4", 1, "single"),
+    "llava_1_5_7b-full-8xh100-zero3": ("H100", 8, "zero3"),
+    "llava_1_5_7b-lora-8xh100-zero3": ("H100", 8, "zero3"),
+    "llama_7b-lora-4gpu": ("A100", 4, "ddp"),
+    "llama_13b-lora-4gpu": ("A100", 4, "ddp"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_launch_file_holds_its_sources_values(name):
+    run = Run.from_file(folder("launch") / f"{name}.yaml")
+
+    assert run.explicit == EXPECTED[name]
+    assert (run.launch.gpu, run.launch.gpus_per_node, run.launch.strategy) == HARDWARE[name]
+    constant = ["lr_scheduler_type constant ignores warmup_steps"] * (name.startswith("qwen2"))
+    assert [note.partition(";")[0] for note in run.notes] == constant
+
+
+def test_launch_folder_has_no_untested_file():
+    assert {file.stem for file in folder("launch").glob("*.yaml")} == set(EXPECTED)
+
+
+def test_alpaca_run_files_accumulate_eight_on_four_gpus():
+    run = Run.from_file(folder("launch") / "llama_13b-lora-4gpu.yaml")
+    assert run.for_world_size(4).get("gradient_accumulation_steps") == 8
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_launch_file_makes_trl_arguments(name):
+    from trl import ModelConfig, SFTConfig
+
+    run = Run.from_file(folder("launch") / f"{name}.yaml", ["--use_cpu", "--tf32", "none"])
+
+    arguments = run.for_world_size(run.launch.gpus_per_node or 1).arguments(SFTConfig)
+
+    assert arguments.per_device_train_batch_size == run.get("per_device_train_batch_size")
+    assert run.arguments(ModelConfig).model_name_or_path == run.get("model_name_or_path")
