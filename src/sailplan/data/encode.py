@@ -1,0 +1,210 @@
+"""Turns a sample into token ids and labels, once, before training.
+
+Pixels stay where they are: the sizes of images are all that is needed to know their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+import xxhash
+
+import sailplan
+from sailplan.data.chat_template import PINNED_DATE, ChatTemplate
+from sailplan.data.labels import (
+    UNTRAINED,
+    Endings,
+    Marked,
+    Method,
+    label_tokens,
+    mark_conversation,
+    mark_segments,
+)
+from sailplan.data.media import ImageExpander, Size
+from sailplan.data.sample import Sample
+from sailplan.errors import DataError, ModelError
+from sailplan.model.families import Family, tokenizer_of
+
+_NO_LIMIT_TOKENS = 10**9
+"""Tokenizers without a limit of their own say 10**30."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A sample as the model is trained on it, images written out."""
+
+    input_ids: list[int]
+    """Token ids, `[tokens]`."""
+    labels: list[int]
+    """For each token its id where it is trained, else -100, `[tokens]`."""
+    method: Method
+    """How it was found what is trained."""
+
+
+class Encoder:
+    """Encodes the samples of one run.
+
+    Args:
+        processor: The model's processor, or its tokenizer for a text-only model.
+        family: The model's family.
+        everything: Train all text instead of the assistant's words.
+        max_length: Most tokens of a sample; the model's own limit where not given.
+        truncate: Cut text off the end of longer samples where that harms nothing else.
+
+    Raises:
+        ModelError: The tokenizer cannot say which characters a token stands for.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        family: Family,
+        *,
+        everything: bool = False,
+        max_length: int | None = None,
+        truncate: bool = False,
+    ) -> None:
+        self.processor, self.family = processor, family
+        self.everything, self.truncate = everything, truncate
+        self.max_length = max_length or _own_limit(processor, family)
+        self.expander = ImageExpander(processor, family)
+        self._tokenizer = tokenizer_of(processor)
+        if not self._tokenizer.is_fast:
+            raise ModelError(
+                f"{type(self._tokenizer).__name__} gives no character offsets",
+                todo="save the model with a fast tokenizer (tokenizer.json)",
+            )
+        self._untrained_ids = family.untrained_token_ids(processor)
+        self._endings = Endings.of(processor, self._untrained_ids)
+        self._template: ChatTemplate | None = None
+
+    @classmethod
+    def of(cls, run: Any, processor: Any, family: Family) -> Encoder:
+        """Builds the encoder that a run asks for.
+
+        Trained is the assistant alone, and the completion alone, unless `assistant_only_loss` or
+        `completion_only_loss` is written as false.
+        """
+        return cls(
+            processor,
+            family,
+            everything=any(
+                run.is_set(name) and run.get(name) is False
+                for name in ("assistant_only_loss", "completion_only_loss")
+            ),
+            max_length=run.get("max_length") if run.is_set("max_length") else None,
+            truncate=run.get("over_length") == "truncate_text",
+        )
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The model's chat template, read when the first conversation comes."""
+        if self._template is None:
+            self._template = ChatTemplate.of(self.processor)
+        return self._template
+
+    def encode(self, sample: Sample, sizes: Sequence[Size]) -> Encoded:
+        """Encodes one sample.
+
+        Args:
+            sample: The sample.
+            sizes: Width and height of each of its images, in order.
+
+        Raises:
+            DataError: Nothing in it can be trained on, its images do not fit its text, or the
+                chat template refuses it.
+            ModelError: The model has no chat template, or lacks embeddings for its own tokens.
+        """
+        marked = self._mark(sample)
+        text, spans, images = self.expander.expand(marked.text, marked.spans, sizes)
+        ids, offsets = self._tokenize(text, is_chat=bool(sample["messages"]))
+        labels = label_tokens(
+            ids,
+            offsets,
+            text,
+            spans,
+            untrained_spans=images,
+            untrained_ids=self._untrained_ids,
+        )
+        if not any(label != UNTRAINED for label in labels):
+            raise DataError("nothing in it is trained on", todo="drop the row or add an answer")
+        self._check_vocabulary(ids)
+        if self.truncate and self.max_length is not None and len(ids) > self.max_length:
+            ids, labels = self._cut(ids, labels, self.max_length)
+        return Encoded(input_ids=ids, labels=labels, method=marked.method)
+
+    def fingerprint(self) -> str:
+        """Returns a key of everything that decides about ids and labels, stable between runs."""
+        tokenizer = self._tokenizer
+        digest = xxhash.xxh3_128()
+        for part in (
+            sailplan.__version__,
+            transformers.__version__,
+            PINNED_DATE.isoformat(),
+            repr((self.family.name, self.family.vocabulary_size, sorted(self._untrained_ids))),
+            repr((self.everything, self.truncate, self.max_length)),
+            tokenizer.backend_tokenizer.to_str(),
+            repr(sorted(tokenizer.special_tokens_map.items())),
+            repr(tokenizer.chat_template),
+            repr(getattr(self.processor, "chat_template", None)),
+            self.processor.to_json_string() if self.processor is not tokenizer else "",
+        ):
+            digest.update(part.encode())
+            digest.update(b"\0")
+        return str(digest.hexdigest())
+
+    def _mark(self, sample: Sample) -> Marked:
+        if sample["messages"]:
+            return mark_conversation(
+                sample["messages"], self.template, self._endings, everything=self.everything
+            )
+        return mark_segments(sample["segments"], self._endings, everything=self.everything)
+
+    def _tokenize(self, text: str, *, is_chat: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenises as the model is prompted later.
+
+        A processor adds BOS unless the template wrote it; a tokenizer's chat template is taken to
+        be complete; plain text gets what the tokenizer adds.
+        """
+        tokenizer = self._tokenizer
+        bos = tokenizer.bos_token
+        begun = bos is not None and text.startswith(bos)
+        complete = begun or (is_chat and self.processor is tokenizer)
+        encoding = tokenizer(
+            text,
+            add_special_tokens=not complete,
+            return_offsets_mapping=True,
+            truncation=False,
+            verbose=False,
+        )
+        ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+        if ids[-2:] == [tokenizer.eos_token_id] * 2 and offsets[-1][0] == offsets[-1][1]:
+            # The text ends with EOS and the tokenizer adds another.
+            del ids[-1], offsets[-1]
+        return ids, offsets
+
+    def _check_vocabulary(self, ids: Sequence[int]) -> None:
+        largest = max(ids)
+        if largest >= self.family.vocabulary_size and largest not in self._untrained_ids:
+            raise ModelError(
+                f"token {self._tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, "
+                f"beyond the model's {self.family.vocabulary_size} embeddings",
+                todo="the tokenizer does not belong to this model",
+            )
+
+    def _cut(self, ids: list[int], labels: list[int], limit: int) -> tuple[list[int], list[int]]:
+        """Cuts text off the end, but no image and not all that is trained; else cuts nothing."""
+        last_image = max((i for i, t in enumerate(ids) if t in self._untrained_ids), default=-1)
+        if last_image >= limit or all(label == UNTRAINED for label in labels[:limit]):
+            return ids, labels
+        return ids[:limit], labels[:limit]
+
+
+def _own_limit(processor: Any, family: Family) -> int | None:
+    own = family.max_length_tokens
+    if own is None:
+        own = tokenizer_of(processor).model_max_length
+    return None if own is None or own > _NO_LIMIT_TOKENS else int(own)
