@@ -91,11 +91,8 @@ class Encoder:
         return cls(
             processor,
             family,
-            everything=any(
-                run.is_set(name) and run.get(name) is False
-                for name in ("assistant_only_loss", "completion_only_loss")
-            ),
-            max_length=run.get("max_length") if run.is_set("max_length") else None,
+            everything=False in (run.get("assistant_only_loss"), run.get("completion_only_loss")),
+            max_length=run.get("max_length"),
             truncate=run.get("over_length") == "truncate_text",
         )
 
