@@ -114,7 +114,7 @@ class RunDirectory:
         """
         try:
             self._refuse_another_run(run)
-            is_new = not self.run_file.exists()
+            is_new = not self.run_file.is_file()
             created = self._create()
             try:
                 write_text_atomically(self.train_file, run.train_yaml())
