@@ -45,6 +45,18 @@ FILES = {
     "python object": ("seed: !!python/object/apply:os.system [ls]\n", "seed is"),
     "unknown tag": ("seed: !secret 1\n", "allowed: plain YAML values"),
     "alias in itself": ("datasets: &a [*a]\n", "nested too deeply"),
+    "aliases without end": (
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "".join(
+            f"{n}: &{n} [{', '.join(['*' + o] * 9)}]\n"
+            for o, n in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
+        "its aliases unfold to more than 100000 values",
+    ),
+    "secret of a wrong type": (
+        "hub_token: {a: hf_abc}\n",
+        "hub_token is (hidden); allowed: a text",
+    ),
     "key is a list": ("? [a]\n: 1\n", "a key is a list"),
     "both words for one": (
         "torch_dtype: float16\ndtype: bfloat16\n",
@@ -71,7 +83,10 @@ FILES = {
     ),
     "held-out 1.5": ("eval_size: 1.5\n", "allowed: a count of rows, or a fraction below 1"),
     "warmup 2": ("warmup_ratio: 2\n", "warmup_ratio is '2'; allowed: 0 or more and below 1"),
-    "unknown block key": ("launch:\n  gpu: L4\n  gpus: 8\n", ":3: unknown key launch.gpus"),
+    "unknown block key": (
+        "launch:\n  gpu: L4\n  gpus: 8\n",
+        ":3: unknown key launch.gpus; did you mean gpus_per_node?",
+    ),
     "unknown strategy": (
         "launch: {strategy: zero4}\n",
         "launch.strategy is 'zero4'; allowed: 'auto', 'single'",
@@ -80,11 +95,14 @@ FILES = {
         "launch: {gpus_per_node: 0}\n",
         "launch.gpus_per_node is '0'; allowed: greater than or equal to 1",
     ),
-    "gpus some": ("launch: {gpus_per_node: some}\n", "launch.gpus_per_node is 'some'"),
+    "gpus some": (
+        "launch: {gpus_per_node: some}\n",
+        "launch.gpus_per_node is 'some'; allowed: a whole number",
+    ),
     "job script line": ('slurm: {partition: "a\\n#SBATCH -w x"}\n', "slurm.partition is"),
     "block list": ("launch: [1]\n", "launch is [1]; allowed: a mapping"),
-    "env list": ("env: [A]\n", 'env is ["A"]; allowed: a mapping of variables'),
-    "env nested": ("env: {A: {B: 1}}\n", "env.A is"),
+    "env list": ("env: [A]\n", "env is no mapping; allowed: NAME: value lines"),
+    "env nested": ("env: {A: {B: 1}}\n", "env.A is a dict; allowed: one value"),
     "datasets mapping": ("datasets: {path: a}\n", "datasets is"),
     "dataset without path": ("datasets: [{name: a}]\n", "an entry has no path"),
     "dataset unknown key": ("datasets: [{path: a, spilt: b}]\n", "unknown key 'spilt'"),

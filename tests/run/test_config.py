@@ -315,6 +315,12 @@ def test_precision_of_accelerate_is_noted_where_sft_config_differs(write):
     ]
 
 
+def test_config_file_of_accelerate_is_its_accelerate_config(write, tmp_path):
+    preset = write("distributed_type: DEEPSPEED\n", "mine.yaml")
+    run = Run.from_file(write(f"config_file: {preset}\n"))
+    assert run.accelerate == {"accelerate_config": str(preset)}
+
+
 def test_settings_without_effect_are_noted(write):
     run = Run.from_file(write("lr_scheduler_type: constant\nwarmup_steps: 10\nlora_r: 8\n"))
 

@@ -7,7 +7,8 @@ import pytest
 from sailplan.errors import RunFileError
 from sailplan.run.config import Run
 from sailplan.run.fields import field_table
-from sailplan.run.legacy import GONE, RENAMED, legacy_names
+from sailplan.run.legacy import legacy_names
+from sailplan.run.legacy_names import GONE, RENAMED
 
 TRANSLATED = {
     # written: (what becomes of it, the variables that are set, a word of the note)

@@ -136,11 +136,11 @@ def _add(parts: _Parts, entries: Sequence[Entry]) -> None:
 
 def _environment(entry: Entry) -> dict[str, str]:
     if not isinstance(entry.raw, dict):
-        got = f"{entry.where}: env is {shown(entry.raw)}"
-        raise RunFileError(got, allowed="a mapping of variables")
+        raise RunFileError(f"{entry.where}: env is no mapping", allowed="NAME: value lines")
     for name, value in entry.raw.items():
-        if not isinstance(value, Scalar):
-            raise RunFileError(f"{entry.where}: env.{name} is {shown(value)}", allowed="one value")
+        if not isinstance(value, Scalar):  # not shown: it may be a secret
+            got = f"{entry.where}: env.{name} is a {type(value).__name__}"
+            raise RunFileError(got, allowed="one value")
     return {name: value.text for name, value in entry.raw.items() if isinstance(value, Scalar)}
 
 

@@ -83,12 +83,21 @@ def build_block(block: type[B], written: dict[str, tuple[Raw, str]], name: str) 
         key = str(detail["loc"][0])
         raw, where = written[key]
         got = f"{where}: {name}.{key} is {shown(raw)}"
-        raise RunFileError(got, allowed=_allowed(detail["msg"])) from None
+        raise RunFileError(got, allowed=_allowed(detail["type"], detail["msg"])) from None
 
 
-def _allowed(message: str) -> str:
-    """Returns pydantic's sentence as the thing that it asks for."""
-    message = message.split(",")[0] if message.startswith("Input should be a valid") else message
-    return message.removeprefix("Input should be ").replace(
-        "String should match pattern", "one line,"
-    )
+_ALLOWED = {
+    "string_pattern_mismatch": "one line of text",
+    "string_type": "a text",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+"""pydantic's kinds of error, as the thing that was asked for."""
+
+
+def _allowed(kind: str, message: str) -> str:
+    return _ALLOWED.get(kind, message.removeprefix("Input should be "))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-_SECRET = re.compile(
-    r"secret|passw(or)?d|credential|api_?key|private_?key|access_?key"
-    r"|(^|_)(hub|auth|access|api|hf|bearer|wandb)_token$|^(use_auth_)?token$",
-    re.IGNORECASE,
-)
-_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]+:[^/\s@]+@")
-"""A hub token, or a password in an address."""
+from sailplan.run.secrets import is_secret
 
 _HARMLESS_VARIABLES = {
     "TENSORBOARD_LOGGING_DIR",
@@ -41,13 +34,6 @@ _PATHS = (
     "accelerate_config",
 )
 _DATASET_PATHS = ("path", "data_dir", "data_files")
-
-
-def is_secret(name: str, value: Any) -> bool:
-    """Says whether a setting may not be written, by its name or by what its value looks like."""
-    return bool(_SECRET.search(name)) or (
-        isinstance(value, str) and bool(_SECRET_VALUE.search(value))
-    )
 
 
 def fields(explicit: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from sailplan.errors import RunFileError
 from sailplan.run.fields import Field, FieldType, dataset_table
+from sailplan.run.secrets import is_secret
 
 _TRUE = {"true", "yes", "t", "y", "on", "1"}
 _FALSE = {"false", "no", "f", "n", "off", "0"}
@@ -61,8 +62,10 @@ def plain(raw: Raw) -> Any:
     return raw.value if isinstance(raw.value, bool | int | float | None) else raw.text
 
 
-def shown(raw: Raw) -> str:
-    """Returns a value for a message, shortened."""
+def shown(raw: Raw, name: str = "") -> str:
+    """Returns the value of a setting for a message, shortened; that of a secret hidden."""
+    if is_secret(name, raw.text if isinstance(raw, Scalar) else ""):
+        return "(hidden)"
     text = raw.text if isinstance(raw, Scalar) else json.dumps(plain(raw), default=str)
     text = " ".join(text.split())
     return repr(text) if isinstance(raw, Scalar) else text if len(text) < 60 else text[:57] + "..."
@@ -77,7 +80,7 @@ def coerce(field: Field, raw: Raw, where: str) -> Any:
     try:
         value = _convert(field, field.type, raw)
     except _UnfitError as unfit:
-        got = f"{where}: {field.name} is {shown(raw)}"
+        got = f"{where}: {field.name} is {shown(raw, field.name)}"
         raise RunFileError(f"{got}{unfit}", allowed=str(field.type)) from None
     if field.choices is not None and value is not None and not isinstance(value, bool):
         for choice in value if isinstance(value, list) else [value]:

@@ -14,6 +14,9 @@ from sailplan.run.values import Entry, Raw, Scalar
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C where libyaml is there
 _constructor = yaml.constructor.SafeConstructor()
 
+_MAX_VALUES = 100_000
+"""More than any run file holds, and little enough to be read at once."""
+
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -32,6 +35,8 @@ def read_entries(path: Path, *, blocks: Collection[str] = ()) -> list[Entry]:
         got = "is empty" if root is None else f"holds {_kind(root)}, not settings"
         raise RunFileError(f"{path} {got}", allowed="`name: value` lines")
     try:
+        if _size(root, {}) > _MAX_VALUES:
+            raise RunFileError(f"{path}: its aliases unfold to more than {_MAX_VALUES} values")
         return list(_entries(root, path, blocks))
     except RecursionError:  # an alias that holds itself
         raise RunFileError(f"{path}: nested too deeply") from None
@@ -70,6 +75,16 @@ def _compose(path: Path) -> yaml.Node | None:
     except RecursionError:
         raise RunFileError(f"{path}: nested too deeply") from None
     return node
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Counts the values below a node, each alias in full."""
+    if id(node) not in known:
+        below = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = [value for _, value in node.value]
+        known[id(node)] = 1 + sum(_size(child, known) for child in below)
+    return known[id(node)]
 
 
 def _pairs(node: yaml.MappingNode, path: Path) -> dict[str, tuple[yaml.Node, int]]:
