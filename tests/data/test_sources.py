@@ -147,11 +147,26 @@ def test_jsonl_whose_images_begin_late_is_loaded(tmp_path: Path, run_on: RunOn) 
     assert rows[600]["images"] == ["a.png"]
 
 
-def test_csv_takes_only_empty_cells_for_empty(tmp_path: Path, run_on: RunOn) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("question,answer\nq,NA\nr,None\ns,\n")
+def test_json_of_nothing_but_dates_keeps_them_as_written(tmp_path: Path, run_on: RunOn) -> None:
+    raw = [
+        {"answer": day, "messages": [{"role": "user", "content": f"{day}T10:00:00Z"}]}
+        for day in ("2024-05-01", "2024-05-02")
+    ]
 
-    assert load_rows(run_on(path)).train["answer"] == ["NA", "None", None]
+    assert list(load_rows(run_on(write(tmp_path / "a.jsonl", raw))).train) == raw
+
+
+def test_csv_cells_are_the_text_that_is_written(tmp_path: Path, run_on: RunOn) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,Unit Price,name\n007,12.50,NA\n,True,None\n1e3,,\n")
+
+    rows = load_rows(run_on(path)).train
+
+    assert list(rows) == [
+        {"id": "007", "Unit Price": "12.50", "name": "NA"},
+        {"id": None, "Unit Price": "True", "name": "None"},
+        {"id": "1e3", "Unit Price": None, "name": None},
+    ]
 
 
 FEATURES = datasets.Features(

@@ -242,19 +242,6 @@ def test_template_names_class_labels_and_finds_images_by_type(
     assert sample["images"] == [ImageReference(path=None, bytes=stored["bytes"])]
 
 
-def test_template_of_csv_with_gaps_writes_whole_numbers(
-    tmp_path: Path, run_on: Callable[..., Run]
-) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("count,answer\n3,three\n,none\n")
-    run = run_on(path, "--user_prompt", "{count}", "--answer_column", "answer")
-    rows = load_rows(run)
-
-    sample = resolve_format(run, rows).sample(rows.train[0])
-
-    assert sample["messages"][0]["content"] == [text("3")]
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -74,8 +74,8 @@ def as_text(
 ) -> str:
     """Returns a row's value as it stands in a prompt.
 
-    Whole numbers lose a trailing `.0`, which CSV gives to columns with gaps; a class label stands
-    by its name.
+    Whole numbers lose a trailing `.0`, which pandas gives to columns with gaps. A class label
+    stands by its name.
 
     Args:
         row: The row.

@@ -1,0 +1,192 @@
+"""Loads every split of a dataset, from the Hub, a folder or files, with errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd  # type: ignore[import-untyped]  # it ships no types
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
+
+from sailplan.data import local
+from sailplan.errors import DataError
+
+Splits = Mapping[str, datasets.Dataset]
+
+_JSON_CHUNK_BYTES = 10 << 20
+"""How much of a JSON Lines file `datasets` reads at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What `load_dataset` is asked for, under its own names."""
+
+    path: str
+    """A file, a folder, a Hub name, or a builder's name where there are `data_files`."""
+    name: str | None = None
+    """The configuration."""
+    data_dir: str | None = None
+    """A folder within the dataset."""
+    data_files: Any = None
+    """Paths, in any of the shapes that `load_dataset` takes."""
+    split: str = "train"
+    """The split to train on."""
+    columns: list[str] | None = None
+    """The columns to keep; all where not given."""
+
+
+def load_splits(source: Source) -> tuple[Splits, Path | None]:
+    """Returns all splits, and the folder that image paths belong to."""
+    path = Path(source.path).expanduser()
+    if source.data_files is not None:
+        first = source.data_files
+        while not isinstance(first, str):
+            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        files = [Path(first)] if Path(first).is_file() else []
+        return _read(source, source.path, files, data_files=source.data_files), Path(first).parent
+    if path.is_file():
+        return _load_file(source, path), path.parent
+    if path.is_dir():
+        return _load_folder(source, path), path
+    if local.looks_local(source.path):
+        raise DataError(f"there is no {source.path}", todo="check dataset_name")
+    cache = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source.path, repo_type="dataset")
+    return _read(source, source.path, []), cache
+
+
+def _load_file(source: Source, path: Path) -> Splits:
+    if local.builder(path) is None:
+        raise DataError(f"{path} is no data file", allowed=", ".join(local.BUILDERS))
+    return _read_files(source, {"train": [path]})
+
+
+def _load_folder(source: Source, folder: Path) -> Splits:
+    files = local.data_files(folder)
+    if local.is_saved_dataset(folder):
+        with _quiet(), _one_line_errors(str(folder), files):
+            saved = datasets.load_from_disk(str(folder))
+        return saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    if files and source.name is None and not local.has_own_layout(folder):
+        return _read_files(source, local.by_split(folder, files))
+    return _read(source, str(folder), files)
+
+
+def _read_files(source: Source, splits: Mapping[str, list[Path]]) -> Splits:
+    """Reads data files; `datasets` would take a folder of json and images for one of images."""
+    files = [file for group in splits.values() for file in group]
+    kinds = {local.builder(file) for file in files}
+    if len(kinds) > 1:
+        some = ", ".join(file.name for file in files[:5])
+        raise DataError(
+            f"{source.path} holds data files of several kinds: {some}",
+            todo="name one of them as dataset_name",
+        )
+    kind = str(kinds.pop())
+    options: dict[str, Any] = {
+        "data_files": {split: list(map(str, group)) for split, group in splits.items()}
+    }
+    if kind == "csv":
+        options["sep"] = "\t" if ".tsv" in files[0].suffixes else ","
+    return _read(source, kind, files, **options)
+
+
+def _read(source: Source, path: str, files: list[Path], **options: Any) -> Splits:
+    for file in files:
+        local.check(file)
+    with _quiet(), _one_line_errors(source.path, files):
+        options |= {"name": source.name, "data_dir": source.data_dir}
+        if path == "json":
+            return _load_json(files, options)
+        if path == "csv":
+            return _load_csv(files, options)
+        splits: Splits = datasets.load_dataset(path, **options)
+    return splits
+
+
+def _load_json(files: list[Path], options: dict[str, Any]) -> Splits:
+    """Reads JSON where `datasets` alone would fail, or change what is written."""
+    splits: Splits
+    try:
+        splits = datasets.load_dataset("json", **options)
+    except datasets.exceptions.DatasetGenerationError:
+        largest_bytes = max((file.stat().st_size for file in files), default=0)
+        if largest_bytes < _JSON_CHUNK_BYTES:
+            raise
+        # The first chunk settles the columns, and a later one has others: images may begin after
+        # thousands of text-only rows. All rows at once take six times the file in memory.
+        options["chunksize"] = largest_bytes + 1
+        splits = datasets.load_dataset("json", **options)
+    # Arrow takes a column of nothing but dates for timestamps, and the answer 2024-05-01 would come
+    # out as 2024-05-01 00:00:00. JSON has no dates: such a column is read as any JSON value is.
+    features = next(iter(splits.values())).features
+    literal = changed(features, _without_timestamps)
+    if literal == features:
+        return splits
+    splits = datasets.load_dataset("json", features=datasets.Features(literal), **options)
+    return splits
+
+
+def _load_csv(files: list[Path], options: dict[str, Any]) -> Splits:
+    """Reads cells as the text that is written, and only empty ones as empty.
+
+    pandas would guess: the price 12.50 becomes 12.5, the number 007 becomes 7, the word NA nothing.
+    """
+    sep = options.get("sep", ",")
+    columns = pd.read_csv(files[0], sep=sep, nrows=0).columns if files else []
+    if len(columns):
+        options["features"] = datasets.Features(
+            {name: datasets.Value("string") for name in columns}
+        )
+    splits: Splits = datasets.load_dataset("csv", keep_default_na=False, na_values=[""], **options)
+    return splits
+
+
+def _without_timestamps(feature: Any) -> Any:
+    is_value = isinstance(feature, datasets.Value)
+    return datasets.Json() if is_value and feature.dtype.startswith("timestamp") else feature
+
+
+def changed(feature: Any, change: Callable[[Any], Any]) -> Any:
+    """Returns a feature, or all of a table's, with `change` made to each that holds no others."""
+    if isinstance(feature, Mapping):
+        return {name: changed(inner, change) for name, inner in feature.items()}
+    if isinstance(feature, datasets.List):
+        return datasets.List(changed(feature.feature, change), length=feature.length)
+    if isinstance(feature, datasets.LargeList):
+        return datasets.LargeList(changed(feature.feature, change))
+    return change(feature)
+
+
+@contextmanager
+def _one_line_errors(name: str, files: list[Path]) -> Iterator[None]:
+    """Turns whatever loading raises into a DataError: its libraries have no class in common."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ConnectionError):
+            raise DataError(
+                f"dataset {name!r} is no file or folder here, and the Hub does not answer: {error}",
+                todo="check the name, or download it where there is a network",
+            ) from error
+        raise DataError(local.explain(error, name, files)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps `datasets` from repeating our errors, and its bars out of log files."""
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
