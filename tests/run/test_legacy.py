@@ -171,6 +171,7 @@ def test_alpaca_lora_command_flag_for_flag(monkeypatch):
         "dataset_name": "yahma/alpaca-cleaned",
         "output_dir": "./lora-alpaca",
         "per_device_train_batch_size": 4,
+        "global_batch_size": 128,
         "gradient_accumulation_steps": 8,
         "num_train_epochs": 3.0,
         "learning_rate": 1e-4,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sailplan.errors import RunFileError
 from sailplan.run.config import Run
 from tests.run.test_config import TRL_SFT_YAML
 
@@ -118,3 +119,24 @@ def test_any_text_survives_writing_and_reading(tmp_path, text):
     run = Run.from_flags(["--user_prompt", text])
     run.write(tmp_path / "run.yaml")
     assert Run.from_file(tmp_path / "run.yaml").get("user_prompt") == text
+
+
+def test_global_batch_is_written_without_the_accumulation_of_one_world_size(tmp_path):
+    flags = ["--global_batch_size", "128", "--per_device_train_batch_size", "4"]
+    run = Run.from_flags(flags).for_world_size(1)
+    run.write(tmp_path / "run.yaml")
+
+    again = Run.from_file(tmp_path / "run.yaml")
+
+    assert run.get("gradient_accumulation_steps") == 32
+    assert not again.is_set("gradient_accumulation_steps")
+    assert again.for_world_size(4).get("gradient_accumulation_steps") == 8
+
+
+def test_train_yaml_of_another_world_size_is_refused_by_the_ranks(tmp_path, monkeypatch):
+    flags = ["--global_batch_size", "128", "--per_device_train_batch_size", "4"]
+    (tmp_path / "train.yaml").write_text(Run.from_flags(flags).train_yaml())
+    monkeypatch.setenv("WORLD_SIZE", "4")
+
+    with pytest.raises(RunFileError, match=r"global_batch_size 128 is not .* 4 ranks"):
+        Run.from_flags(["--config", str(tmp_path / "train.yaml")])

@@ -95,23 +95,32 @@ class Run:
                 place = self.source or "the command line"
                 raise RunFileError(f"{place}: {name} is missing", todo=field_table()[name].help)
 
-    def arguments(self, cls: type[T]) -> T:
+    def arguments(self, cls: type[T], **values: Any) -> T:
         """Returns an instance of a dataclass such as `SFTConfig`, from what was written for it.
+
+        Args:
+            cls: The dataclass.
+            values: Values that win over what was written.
 
         Raises:
             RunFileError: The class refuses the values.
         """
         names = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-        if "gradient_accumulation_steps" in names and self.get("global_batch_size") is not None:
-            raise RuntimeError("a global batch is only known per rank: call for_world_size first")
-        values = {name: self.get(name) for name in self.explicit if name in names}
+        accumulation = "gradient_accumulation_steps"
+        unsettled = self.get("global_batch_size") and not self.is_set(accumulation)
+        if accumulation in names and unsettled:
+            raise RuntimeError("the world size decides on accumulation: call for_world_size first")
+        written = {name: self.get(name) for name in self.explicit if name in names}
         try:
-            return cls(**values)
+            return cls(**{**written, **values})
         except (ValueError, TypeError, NotImplementedError) as error:
             raise RunFileError(f"{self.source or cls.__name__}: {error}") from error
 
     def for_world_size(self, world_size: int) -> Run:
-        """Returns the run with `global_batch_size` turned into gradient accumulation.
+        """Returns the run with the gradient accumulation that `global_batch_size` asks for.
+
+        The global batch stays beside it: a run file is written with it alone, so that it holds on
+        any number of ranks, and the ranks check that both agree.
 
         Raises:
             RunFileError: The global batch is no multiple of micro batch × world size.
@@ -130,7 +139,6 @@ class Run:
             got = f"global_batch_size {wanted} is not {product}"
             raise RunFileError(got, todo=f"drop one of the two, or accumulate {steps}")
         explicit = {**self.explicit, "gradient_accumulation_steps": steps}
-        del explicit["global_batch_size"]
         return dataclasses.replace(self, explicit=explicit)
 
     def differences(self) -> tuple[str, ...]:
@@ -162,8 +170,11 @@ class Run:
         return saved.text(flat, saved.left_out(self.explicit, {}))
 
     def _flat(self) -> dict[str, Any]:
+        fields = saved.fields(self.explicit)
+        if self.get("global_batch_size") is not None:
+            fields.pop("gradient_accumulation_steps", None)  # another world size needs another
         return {
-            **saved.fields(self.explicit),
+            **fields,
             **saved.accelerate(self.accelerate),
             **saved.environment(self.env),
         }
