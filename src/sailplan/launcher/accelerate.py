@@ -1,0 +1,110 @@
+"""`accelerate launch` without the tracebacks of its own: `python -m sailplan.launcher.accelerate`.
+
+The arguments are those of `accelerate launch`, and accelerate's own code carries them out. Only
+its end differs: a failed rank has already said what was wrong, so neither torch's report of the
+failed child nor accelerate's traceback follows, and the rank's exit code becomes ours. On a signal
+no process is left behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import psutil
+
+PARENT_VARIABLE = "SAILPLAN_LAUNCHER_PARENT"
+"""Environment variable with the process id of a launcher that this process must not outlive."""
+
+STOP_TIMEOUT_S = 30.0
+"""How long ranks may take to stop before they are killed; torch elastic waits as long."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Runs `accelerate launch` with these arguments and exits as its first failed rank did.
+
+    Args:
+        arguments: `launch`, then what `accelerate launch` takes.
+    """
+    follow_parent()
+    try:
+        code = launch(list(arguments))
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop_children(signal.SIGINT if code == 128 + signal.SIGINT else signal.SIGTERM)
+    sys.stderr.flush()
+    # torch's agent may hold threads that wait for ranks which are gone.
+    os._exit(code)
+
+
+def launch(arguments: list[str]) -> int:
+    """Runs accelerate's launcher in this process and returns the exit code of the whole run."""
+    from accelerate.commands.launch import main as accelerate_launch
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # Its loggers announce each failed child and each signal that is passed on.
+    elastic = logging.getLogger("torch.distributed.elastic")
+    elastic.addHandler(logging.NullHandler())
+    elastic.propagate = False
+    sys.argv = ["accelerate-launch", *arguments[1:]]
+    try:
+        accelerate_launch()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return exit_code(failure.exitcode, rank)
+    except subprocess.CalledProcessError as error:
+        return exit_code(error.returncode, 0)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def exit_code(code: int, rank: int) -> int:
+    """Returns a rank's exit code as a shell would, and says so where a signal ended the rank."""
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+    print(f"error: rank {rank} was ended by {name}{hint}", file=sys.stderr)
+    return 128 - code
+
+
+def follow_parent() -> None:
+    """Asks the kernel to end this process when the launcher that started it is gone."""
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it went before we asked
+        sys.exit(128 + signal.SIGTERM)
+
+
+def stop_children(signum: signal.Signals) -> None:
+    """Signals every process below this one, and kills those that do not stop in time."""
+    children = psutil.Process().children(recursive=True)
+    for sent, timeout in ((signum, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
+        for child in children:
+            _signal_if_there(child, sent)
+        _, children = psutil.wait_procs(children, timeout=timeout)
+
+
+def _signal_if_there(child: psutil.Process, signum: signal.Signals) -> None:
+    """Signals a process that may have ended meanwhile."""
+    try:
+        child.send_signal(signum)
+    except psutil.NoSuchProcess:
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
