@@ -2,7 +2,95 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typing_extensions import override
+
+from sailplan import __version__
+from sailplan.errors import RunFileError, SailplanError
+
+VERBS = {
+    "train": "Fine-tunes a model as a run file says, on this machine.",
+    "demo": "Does the whole loop on any machine: draws data, trains a small model, compares.",
+    "generate": "Asks a base or tuned model one question about images.",
+}
+"""Each verb's help line. Verb `x` is the function `x` of `sailplan.cli.x`."""
+
+
+class _Verbs(TyperGroup):
+    """Verbs by name, imported when they are called; a user's mistake ends in one line."""
+
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    @override
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    @override
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            near = difflib.get_close_matches(cmd_name, VERBS, n=1)
+            raise RunFileError(
+                f"there is no verb {cmd_name!r}",
+                allowed=", ".join(VERBS),
+                todo=f"did you mean `sailplan {near[0]}`?" if near else "see `sailplan --help`",
+            )
+        module = import_module(f"sailplan.cli.{cmd_name}")
+        verb = _typer()
+        verb.command(
+            cmd_name,
+            help=getattr(module, cmd_name).__doc__ or VERBS[cmd_name],
+            context_settings=getattr(module, "CONTEXT_SETTINGS", None),
+        )(getattr(module, cmd_name))
+        return typer.main.get_command(verb)
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SailplanError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _typer(**settings: Any) -> typer.Typer:
+    # Rich's help would cost `sailplan --help` half of its 0.3 s, and its tracebacks hide ours.
+    return typer.Typer(
+        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **settings
+    )
+
+
+app = _typer(cls=_Verbs, no_args_is_help=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"sailplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def sailplan(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Fine-tunes vision-language models with accelerate, DeepSpeed, TRL and PEFT."""
+
 
 def main() -> None:
     """Runs `sailplan`."""
-    raise NotImplementedError
+    app(prog_name="sailplan")
