@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 import psutil
@@ -25,6 +26,7 @@ PARENT_VARIABLE = "SAILPLAN_LAUNCHER_PARENT"
 STOP_TIMEOUT_S = 30.0
 """How long ranks may take to stop before they are killed; torch elastic waits as long."""
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,16 +36,32 @@ def main(arguments: Sequence[str]) -> NoReturn:
     Args:
         arguments: `launch`, then what `accelerate launch` takes.
     """
+    for signum in _STOP_SIGNALS:
+        signal.signal(signum, _stop)
     follow_parent()
+    received = None
     try:
         code = launch(list(arguments))
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop_children(signal.SIGINT if code == 128 + signal.SIGINT else signal.SIGTERM)
+    except _Stopped as stopped:
+        received = stopped.signum
+        code = 128 + received
+    for signum in _STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    stop_children(received or signal.SIGTERM)
     sys.stderr.flush()
     # torch's agent may hold threads that wait for ranks which are gone.
     os._exit(code)
+
+
+class _Stopped(BaseException):  # not an Exception: optional imports would swallow it
+    """A signal asked this launcher to stop."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signal.Signals(signum)
+
+
+def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    raise _Stopped(signum)
 
 
 def launch(arguments: list[str]) -> int:
@@ -65,7 +83,7 @@ def launch(arguments: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         return exit_code(error.returncode, 0)
     except SignalException as error:
-        return 128 + int(error.sigval)
+        raise _Stopped(error.sigval) from None
     return 0
 
 
