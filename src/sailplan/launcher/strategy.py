@@ -1,0 +1,130 @@
+"""How a run is divided on one machine: device, number of processes, strategy, each with a reason.
+
+The user's words come first and are checked against the machine; what is left open is chosen here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sailplan.errors import HardwareError, LaunchError, RunFileError
+from sailplan.hardware.detect import Machine
+from sailplan.launcher.preset import Preset, asked_preset, named_preset
+from sailplan.run.config import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Division:
+    """How the run is divided."""
+
+    preset: Preset
+    """The accelerate preset, which names the strategy."""
+    processes: int
+    """Ranks on this machine; each has a GPU of its own, or a share of the cores."""
+    on_cpu: bool
+    """Whether the ranks train on the CPU."""
+    notes: tuple[str, ...]
+    """Why, for the user; one line each."""
+
+
+def divide(run: Run, machine: Machine) -> Division:
+    """Decides device, number of processes and strategy, in this order.
+
+    Raises:
+        HardwareError: More processes than GPUs are asked for, or what a CPU cannot do.
+        LaunchError: Several machines are asked for.
+        RunFileError: The settings contradict each other.
+    """
+    nodes = max(run.launch.nodes, run.accelerate.get("num_machines") or 1)
+    if nodes > 1:
+        got = f"{nodes} machines are asked for, and `sailplan train` starts ranks on this one"
+        raise LaunchError(got, todo="write launch.nodes: 1, or run the script under your scheduler")
+    on_cpu, device_note = _device(run, machine)
+    processes, notes = _processes(run, machine, on_cpu=on_cpu)
+    preset, reason = _preset(run, processes)
+    if preset.strategy == "single" and processes > 1:
+        if not _count_is_asked(run, on_cpu=on_cpu):
+            processes = 1
+        else:
+            got = f"strategy single with {processes} processes"
+            raise RunFileError(got, todo="ask for one process, or for another strategy")
+    if on_cpu and preset.strategy == "fsdp2":
+        got = "strategy fsdp2 on the CPU, where accelerate would silently train as ddp"
+        raise HardwareError(got, allowed="single, ddp, zero1, zero2, zero3, zero3_offload")
+    if run.get("load_in_8bit") and preset.strategy == "fsdp2":
+        got = "load_in_8bit with strategy fsdp2, which cannot shard 8-bit weights"
+        raise RunFileError(got, allowed="ddp, or load_in_4bit")
+    if on_cpu and preset.strategy.startswith("zero") and not machine.cpu_zero.value:
+        reason = f"{preset.strategy} cannot start on the CPU: {machine.cpu_zero.reason}"
+        reason += "; going on with one process"
+        if processes > 1 and run.get("global_batch_size") is None:
+            reason += f", so that the global batch is 1/{processes} of what was asked"
+        preset, processes = named_preset("single"), 1
+    if reason:
+        notes += (f"strategy {preset.strategy}: {reason}",)
+    return Division(
+        preset=preset,
+        processes=processes,
+        on_cpu=on_cpu,
+        notes=(*device_note, *notes, *preset.notes),
+    )
+
+
+def _device(run: Run, machine: Machine) -> tuple[bool, tuple[str, ...]]:
+    """Returns whether to train on the CPU, and why where nobody asked for it."""
+    if run.launch.cpu or run.get("use_cpu") or run.accelerate.get("cpu"):
+        return True, ()
+    if machine.gpus.value:
+        return False, ()
+    return True, (f"training on the CPU: {machine.gpus.reason}",)
+
+
+def _count_is_asked(run: Run, *, on_cpu: bool) -> bool:
+    asked = (run.launch.gpus_per_node, run.accelerate.get("num_processes"))
+    return any(asked) or (on_cpu and run.launch.processes is not None)
+
+
+def _processes(run: Run, machine: Machine, *, on_cpu: bool) -> tuple[int, tuple[str, ...]]:
+    """Returns the number of ranks: as asked, else one per GPU, else one."""
+    asked = run.launch.gpus_per_node or run.accelerate.get("num_processes")
+    if on_cpu:
+        count = run.launch.processes or asked or 1
+        cores = machine.cpu_cores.value
+        if count > cores:
+            return count, (f"warning: {count} processes share {cores} CPU cores",)
+        return count, ()
+    found = len(machine.gpus.value)
+    if asked and asked > found:
+        names = ", ".join(sorted({gpu.name for gpu in machine.gpus.value}))
+        raise HardwareError(
+            f"{asked} processes are asked for, and there are {found} GPUs here ({names}; "
+            f"{machine.gpus.reason})",
+            allowed=f"1 to {found}",
+            todo=f"write launch.gpus_per_node: {found}, or launch.cpu: true",
+        )
+    return asked or found, ()
+
+
+def _preset(run: Run, processes: int) -> tuple[Preset, str]:
+    """Returns the preset, and the reason where it was chosen here."""
+    strategy, asked = run.launch.strategy, asked_preset(run)
+    inner = next((name for name in ("deepspeed", "fsdp") if run.get(name)), None)
+    if strategy != "auto" or asked is not None:
+        preset, reason = asked if asked and strategy == "auto" else named_preset(strategy), ""
+        if asked and strategy not in ("auto", asked.strategy):
+            reason = f"launch.strategy wins over accelerate's own keys ({asked.strategy})"
+        if inner and preset.strategy not in ("single", "ddp"):
+            got = f"strategy {preset.strategy} beside `{inner}: …`, which shards too"
+            raise RunFileError(got, todo="drop one of the two")
+        return preset, reason
+    if inner:  # transformers reads it in each rank, which must know of the others
+        return named_preset("ddp"), f"`{inner}: …` of the run file shards"
+    if processes == 1:
+        return named_preset("single"), "one process"
+    adapter = next(
+        (name for name in ("load_in_4bit", "load_in_8bit", "use_peft") if run.get(name)), None
+    )
+    if adapter:
+        reason = f"{processes} processes train an adapter ({adapter}), which each can hold whole"
+        return named_preset("ddp"), reason
+    return named_preset("zero3"), f"{processes} processes train all weights, which it shards"
