@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sailplan.files import preset
+from tests.launcher.support import is_alive
 
 RANK = """
 import os, signal, sys, time
@@ -69,7 +69,7 @@ def test_launch_when_interrupted_leaves_no_process(script: Path, processes: int)
     ranks = [int(process.stdout.readline().split()[1]) for _ in range(processes)]
     process.send_signal(signal.SIGINT)
     assert end(process) == (130, "")
-    assert not [rank for rank in ranks if psutil.pid_exists(rank)]
+    assert not [rank for rank in ranks if is_alive(rank)]
 
 
 def test_launch_whose_parent_is_gone_ends_too(script: Path, tmp_path: Path) -> None:
@@ -87,4 +87,4 @@ def test_launch_whose_parent_is_gone_ends_too(script: Path, tmp_path: Path) -> N
         rank = int(process.stdout.readline().split()[1])
         process.kill()
         process.stdout.read()  # ends when the last process that can write to it has ended
-    assert not psutil.pid_exists(rank)
+    assert not is_alive(rank)

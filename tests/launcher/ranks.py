@@ -1,0 +1,32 @@
+"""What the ranks run where a test is about their launcher: `python -m tests.launcher.ranks`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from sailplan.errors import DataError
+from sailplan.train.errors import report_errors
+
+
+def main() -> None:
+    """Says that it is there, then does what the run's `run_name` says."""
+    with report_errors():
+        config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
+        print("rank", os.environ.get("RANK", "0"), os.getpid(), flush=True)
+        if config["run_name"] == "fails":
+            raise DataError("row 3 is empty")
+        if config["run_name"] == "ignores signals":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if config["run_name"] != "ends":
+            print("waiting", flush=True)
+            time.sleep(100)
+
+
+if __name__ == "__main__":
+    main()
