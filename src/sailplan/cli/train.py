@@ -1,0 +1,85 @@
+"""`sailplan train RUN`: one run file, on this machine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sailplan import files
+from sailplan.errors import RunFileError
+
+CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Every field of a run file is a flag: they pass through to `Run`."""
+
+
+def train(
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(help="A run file, a run directory, or the name of a file in launch/."),
+    ],
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", "--dry_run", help="Print command, environment and files; write nothing."
+        ),
+    ] = False,
+) -> None:
+    """Fine-tunes a model as a run file says, on this machine.
+
+    Any field of the run file can follow as a flag, such as --learning_rate 1e-4 or
+    --launch.gpus_per_node 2; it wins over the file.
+    """
+    from sailplan.hardware.detect import detect
+    from sailplan.launcher import local
+    from sailplan.launcher.command import command
+    from sailplan.preflight.checks import check
+    from sailplan.run.config import Run
+
+    wanted = Run.from_file(find_run_file(run), context.args)
+    check(wanted)
+    environment = {**os.environ, **wanted.environment()}
+    machine = detect(environment)
+    port = local.meeting_port(wanted)
+    launch = command(wanted, machine, port=port, environment=environment)
+    for note in (*wanted.notes, *launch.notes):
+        print(note, file=sys.stderr)
+    if dry_run:
+        print(launch.shell())
+        for name in sorted(wanted.environment()):
+            print(f"# {name} is set as the run file says")
+        for path, text in launch.files.items():
+            print(f"\n# {path}\n{text}", end="")
+        return
+    local.write_files(wanted, launch, machine)
+    raise typer.Exit(local.carry_out(launch, environment))
+
+
+def find_run_file(name: str) -> Path:
+    """Returns the run file that is meant: a file, a directory's run.yaml, or one of launch/.
+
+    Raises:
+        RunFileError: There is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / "run.yaml").is_file():
+            return path / "run.yaml"
+        raise RunFileError(f"{path} holds no run.yaml", todo="name a run file")
+    shipped = files.folder("launch") / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.parent == files.folder("launch") and shipped.is_file():
+        return shipped
+    names = sorted(file.stem for file in files.folder("launch").glob("*.yaml"))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    raise RunFileError(
+        f"there is no run file {name!r}",
+        allowed=f"a file, a run directory, or one of {', '.join(names)}",
+        todo=f"did you mean {near[0]}?" if near else "the run file comes before the flags",
+    )
