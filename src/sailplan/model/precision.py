@@ -60,9 +60,7 @@ def find_device(*, use_cpu: bool = False) -> Device:
     return Device(kind="cuda", name=name, bf16=ampere, fp16=True, tf32=ampere)
 
 
-def fit_to_device(
-    run: Run, device: Device | None = None
-) -> tuple[dict[str, Any], list[str]]:
+def fit_to_device(run: Run, device: Device | None = None) -> tuple[dict[str, Any], list[str]]:
     """Returns the fields of `SFTConfig` that must change on this device, and a note for each.
 
     Args:

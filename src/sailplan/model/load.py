@@ -1,0 +1,262 @@
+"""Loads the model and its processor, on the device and in the precision that the run asks for.
+
+Precision is TRL's rule: the weights are float32 unless `dtype` is written, and mixed precision
+(`bf16`) computes from them. A quantised model keeps `dtype` for what is not quantised and computes
+in it, so a run file with `load_in_4bit` usually writes `dtype: bfloat16`.
+
+The `SFTConfig` must exist, and stay referenced, before `load_model` is called: it sets up the
+process group, and transformers looks at its DeepSpeed configuration to load a model under
+`zero.Init`, where every tensor is split over the ranks as soon as it is made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sailplan.errors import ModelError
+from sailplan.model.attention import FLASH, choose_attention
+from sailplan.model.folder import check_folder, explain
+from sailplan.model.precision import find_device, fit_to_device
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import (
+        BitsAndBytesConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+    )
+
+    from sailplan.run.config import Run
+
+
+def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
+    """Returns the model's processor, or its tokenizer where the model reads text alone.
+
+    `eos_token`, `pad_token` and `chat_template_path` of the run are applied to it. Where the
+    tokenizer has no pad token, eos pads, as TRL does it; nothing is lost by that, since labels
+    are masked by position and never by token, so that eos is trained wherever the assistant
+    ends a turn.
+
+    Raises:
+        ModelError: The folder or the hub has no such processor, or a written token is not in
+            its vocabulary.
+    """
+    from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+    name = _name(run)
+    try:
+        processor = AutoProcessor.from_pretrained(name, **_source(run))
+    except Exception as error:
+        raise explain(error, name, "processor") from error
+    if not isinstance(processor, (ProcessorMixin, PreTrainedTokenizerBase)):
+        raise ModelError(
+            f"{name} has no tokenizer, only a {type(processor).__name__}",
+            todo="copy the tokenizer's files of the base model beside the weights",
+        )
+    tokenizer = getattr(processor, "tokenizer", processor)
+    vocabulary = tokenizer.get_vocab()
+    for field in ("eos_token", "pad_token"):
+        token = run.get(field)
+        if token is not None and token not in vocabulary:
+            raise ModelError(
+                f"{field} {token!r} is not in the vocabulary of {name}",
+                todo="write a token that it has",
+            )
+        if token is not None:
+            setattr(tokenizer, field, token)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if run.get("chat_template_path"):
+        processor.chat_template = _chat_template(run, vocabulary)
+    return processor
+
+
+def load_model(run: Run) -> PreTrainedModel:
+    """Returns the model, ready for `SFTTrainer`.
+
+    Quantised models, and all models where processes share a machine's GPUs, load straight onto
+    this process's device. Under ZeRO-3 an unquantised model loads under `zero.Init`; a quantised
+    one is loaded whole by each rank and then partitioned by DeepSpeed.
+
+    Raises:
+        ModelError: There is no such model, its weights are broken or incomplete, or it cannot
+            be trained as asked.
+    """
+    name = _name(run)
+    if (run.get("load_in_4bit") or run.get("load_in_8bit")) and not run.get("use_peft"):
+        bits = "4bit" if run.get("load_in_4bit") else "8bit"
+        raise ModelError(
+            f"load_in_{bits} without use_peft: quantised weights cannot be trained in full",
+            todo="write use_peft: true, or leave quantisation out",
+        )
+    config = _config(run)
+    auto_class, model_class = _classes(config, name)
+    dtype = _dtype(run, config)
+    implementation, _ = _attention(run, model_class, dtype)
+    # sdpa is transformers' own default, and left to it: a part that lacks it falls to eager.
+    options = _source(run)
+    if implementation == FLASH or run.get("attn_implementation") not in (None, "auto"):
+        options["attn_implementation"] = implementation
+    options |= {
+        "dtype": dtype,
+        "quantization_config": quantization_config(run, dtype),
+        "device_map": _device_map(),
+    }
+    options |= run.get("model_init_kwargs") or {}
+    try:
+        model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    except Exception as error:
+        raise explain(error, name, "weights") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            f"{name} lacks the weights of {len(missing)} tensors, such as {missing[0]}",
+            todo="they would be random: download the model again, or correct its config.json",
+        )
+    for part in (model.config, model.config.get_text_config()):
+        part.use_cache = False
+    return model
+
+
+def attention(run: Run) -> tuple[str, str]:
+    """Returns the attention implementation that `load_model` takes, and the reason for it."""
+    config = _config(run)
+    return _attention(run, _classes(config, _name(run))[1], _dtype(run, config))
+
+
+def quantization_config(run: Run, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """Returns bitsandbytes' settings, None where the run does not quantise.
+
+    Args:
+        run: The run.
+        dtype: What matrix products with 4-bit weights are computed in.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if run.get("load_in_4bit"):
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_type=run.get("bnb_4bit_quant_type"),
+            bnb_4bit_use_double_quant=run.get("use_bnb_nested_quant"),
+            bnb_4bit_quant_storage=run.get("bnb_4bit_quant_storage"),
+        )
+    if run.get("load_in_8bit"):
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None
+
+
+def _name(run: Run) -> str:
+    name = run.get("model_name_or_path")
+    if not name:
+        raise ModelError("model_name_or_path is not written", todo="name a folder or a hub model")
+    check_folder(name)
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
+
+
+def _source(run: Run) -> dict[str, Any]:
+    return {
+        "revision": run.get("model_revision"),
+        "trust_remote_code": bool(run.get("trust_remote_code")),
+    }
+
+
+def _config(run: Run) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    name = _name(run)
+    try:
+        return AutoConfig.from_pretrained(name, **_source(run))
+    except Exception as error:
+        raise explain(error, name, "config") from error
+
+
+def _classes(config: PretrainedConfig, name: str) -> tuple[Any, type[PreTrainedModel]]:
+    """Returns the Auto class to load with, and the class that it will make."""
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    choices = (
+        (AutoModelForImageTextToText, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        (AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+    )
+    remote = getattr(config, "auto_map", None) or {}
+    for auto_class, mapping in choices:
+        if type(config) in mapping:
+            return auto_class, mapping[type(config)]
+        if auto_class.__name__ in remote:
+            return auto_class, transformers.PreTrainedModel
+    raise ModelError(
+        f"{name} is a {config.model_type} model, which neither answers about images nor "
+        "continues text",
+        allowed="architectures of AutoModelForImageTextToText or AutoModelForCausalLM",
+    )
+
+
+def _dtype(run: Run, config: PretrainedConfig) -> torch.dtype:
+    """Returns the dtype of the weights: what is written, or for `auto` what they are saved in."""
+    import torch
+
+    written = run.get("dtype")
+    if written in (None, "auto"):
+        return config.dtype or torch.float32
+    dtype: torch.dtype = getattr(torch, written)
+    return dtype
+
+
+def _attention(run: Run, model_class: type[PreTrainedModel], dtype: torch.dtype) -> tuple[str, str]:
+    device = find_device(use_cpu=bool(run.get("use_cpu")))
+    flags = {**run.explicit, **fit_to_device(run, device)[0]}
+    # TRL trains in bf16 where neither precision is written.
+    mixed = bool(flags.get("fp16") or flags.get("bf16", True))
+    return choose_attention(
+        run.get("attn_implementation"),
+        model_class=model_class,
+        device=device,
+        half_precision=mixed or dtype.itemsize == 2,
+    )
+
+
+def _device_map() -> dict[str, int] | None:
+    """Returns this process's GPU, None where the weights must not be placed at loading.
+
+    Loading on the GPU at once spares the host a copy of the model per process. ZeRO-3 and FSDP
+    place shards themselves, and Trainer moves nothing on a CPU.
+    """
+    import torch
+    from accelerate import PartialState
+    from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+
+    if PartialState().device.type != "cuda" or is_deepspeed_zero3_enabled() or is_fsdp_enabled():
+        return None
+    return {"": torch.cuda.current_device()}
+
+
+def _chat_template(run: Run, vocabulary: dict[str, int]) -> str:
+    """Returns the text of the run's `chat_template_path`, a Jinja file or a model's folder."""
+    from transformers import AutoTokenizer
+
+    source = str(run.get("chat_template_path"))
+    if source.endswith((".jinja", ".j2")):
+        try:
+            return Path(source).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise ModelError(
+                f"chat_template_path {source} cannot be read ({error.strerror})",
+                allowed="a .jinja file, or a model whose template to take",
+            ) from None
+    try:
+        other = AutoTokenizer.from_pretrained(source, **_source(run) | {"revision": None})
+    except Exception as error:
+        raise explain(error, source, "chat template") from error
+    added = sorted(other.get_added_vocab().keys() - vocabulary.keys())
+    if added or not other.chat_template:
+        problem = f"needs tokens that the model lacks ({added[0]})" if added else "is missing"
+        raise ModelError(
+            f"the chat template of {source} {problem}",
+            todo="write a .jinja file that uses the model's own tokens",
+        )
+    return str(other.chat_template)
