@@ -63,7 +63,7 @@ def target_modules(
         matched = {name for name in (*linear, *other) if _matches(target, name)}
         found = reachable(matched, target)
         if not found:
-            raise _no_match(target, matched, parts, linear)
+            raise _no_match(target, matched, parts, reachable(linear, target))
         chosen |= found
     return _compact(chosen, [name for name, _ in model.named_modules()], parts)
 
@@ -95,8 +95,8 @@ def _matches(target: str, name: str) -> bool:
         ) from None
 
 
-def _no_match(target: str, matched: set[str], parts: Parts, linear: list[str]) -> ModelError:
-    leaves = sorted({name.rpartition(".")[2] for name in linear if name != parts.head})
+def _no_match(target: str, matched: set[str], parts: Parts, linear: set[str]) -> ModelError:
+    leaves = sorted({name.rpartition(".")[2] for name in linear})
     if parts.head in matched:
         return ModelError(
             f"lora_target_modules: {target!r} is the LM head, and an adapter there would never "
@@ -114,7 +114,7 @@ def _no_match(target: str, matched: set[str], parts: Parts, linear: list[str]) -
             "uses",
             allowed=", ".join(leaves),
         )
-    nearest = difflib.get_close_matches(target, leaves, n=3, cutoff=0.4)
+    nearest = difflib.get_close_matches(target, leaves, n=2)
     return ModelError(
         f"lora_target_modules: {target!r} matches no layer of the model",
         allowed=", ".join(leaves),
@@ -134,6 +134,7 @@ def _compact(chosen: set[str], modules: list[str], parts: Parts) -> str | list[s
     candidates: list[str | list[str]] = [
         leaves,
         rf"(?!(?:.*\.)?(?:{roots})(?:\.|$))(?:.*\.)?(?:{either})",
+        "|".join(sorted({re.sub(r"\b\d+\b", r"\\d+", re.escape(name)) for name in chosen})),
         "|".join(map(re.escape, sorted(chosen))),
     ]
     return next(item for item in candidates if _selected(item, modules) == chosen)

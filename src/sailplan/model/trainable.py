@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sailplan.errors import ModelError
+from sailplan.model.families import family_of
 from sailplan.model.targets import target_modules
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
         model,
         run.get("lora_target_modules"),
         vision=bool(run.get("lora_vision")),
-        unused=unused_parameters(model),
+        unused=family_of(model.config).unused_parameters(model),
     )
     try:
         return LoraConfig(
@@ -54,18 +55,13 @@ def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
         raise ModelError(f"PEFT refuses the LoRA settings: {error}") from error
 
 
-def unused_parameters(model: PreTrainedModel) -> tuple[str, ...]:
-    """Returns the parameters that the architecture never uses, by name."""
-    return ()
-
-
 def freeze_unused(model: PreTrainedModel) -> tuple[str, ...]:
     """Freezes the parameters that can never have a gradient, and returns their names."""
-    names = unused_parameters(model)
+    names = family_of(model.config).unused_parameters(model)
     parameters = dict(model.named_parameters())
     for name in names:
         parameters[name].requires_grad_(False)
-    return names
+    return tuple(names)
 
 
 def describe(model: nn.Module) -> str:
