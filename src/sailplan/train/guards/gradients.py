@@ -185,9 +185,10 @@ class GradientGuard(TrainerCallback):
         self._handles, self._waiting = [], {}
 
 
-def _hook(parameter: nn.Parameter, see: Callable[[Tensor], None]) -> Any:
+def _hook(parameter: Any, see: Callable[[Tensor], None]) -> Any:
     """Has `see` called with each gradient of the parameter, and returns the hook's handle."""
-    if isinstance(parameter, DTensor):
+    is_shard = isinstance(parameter, DTensor)
+    if is_shard:
         # FSDP2's shards are no leaves of the graph: it sets their gradient, then calls these.
         return parameter.register_post_accumulate_grad_hook(lambda p: see(p.grad.to_local()))
     return parameter.register_hook(see)
