@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -337,3 +338,28 @@ def test_help_lists_every_field_by_owner(capsys):
     assert done.value.code == 0
     for word in ("SFTConfig:", "--learning_rate", "ModelConfig:", "--lora_r", "--eval_size"):
         assert word in text
+
+
+def test_trl_parser_and_run_agree_on_a_file_and_flags(write):
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+    lines = TRL_SFT_YAML.replace("torch_dtype", "dtype").replace("max_seq_length", "max_length")
+    lines = lines.replace("warmup_ratio", "warmup_steps").partition("zero_stage: 3\n")[2]
+    # TRL has no answer to a bare `no`, which YAML makes false.
+    path = write(lines.replace("eval_strategy: no", "eval_strategy: 'no'") + "use_cpu: true\n")
+    flags = ["--seed", "7", "--no_dataloader_pin_memory", "--lora_target_modules", "q_proj", "v"]
+    flags += ["--gradient_checkpointing_kwargs", '{"use_reentrant": true}', "--bf16", "True"]
+    classes = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+
+    theirs = TrlParser(classes).parse_args_and_config(["--config", str(path), *flags])
+    run = Run.from_flags(["--config", str(path), *flags])
+
+    for cls, parsed in zip(classes, theirs, strict=True):
+        assert _settings(run.arguments(cls)) == _settings(parsed)
+
+
+def _settings(arguments: object) -> dict[str, object]:
+    """The fields of a dataclass, without what it makes of the moment, such as the device."""
+    names = [field.name for field in dataclasses.fields(arguments) if field.init]
+    settings = {name: getattr(arguments, name) for name in names}
+    return {name: getattr(value, "__dict__", value) for name, value in settings.items()}
