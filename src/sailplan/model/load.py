@@ -46,9 +46,11 @@ def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
     """
     from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-    name = _name(run)
+    name, source = _name(run), _source(run)
+    if run.get("processor_name_or_path"):
+        name, source["revision"] = run.get("processor_name_or_path"), None
     try:
-        processor = AutoProcessor.from_pretrained(name, **_source(run))
+        processor = AutoProcessor.from_pretrained(str(Path(name).expanduser()), **source)
     except Exception as error:
         raise explain(error, name, "processor") from error
     if not isinstance(processor, (ProcessorMixin, PreTrainedTokenizerBase)):
