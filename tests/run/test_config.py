@@ -322,12 +322,12 @@ def test_config_file_of_accelerate_is_its_accelerate_config(write, tmp_path):
     assert run.accelerate == {"accelerate_config": str(preset)}
 
 
-def test_settings_without_effect_are_noted(write):
+def test_settings_without_effect_are_told_with_the_differences(write):
     run = Run.from_file(write("lr_scheduler_type: constant\nwarmup_steps: 10\nlora_r: 8\n"))
 
-    assert len(run.notes) == 2
-    assert "constant ignores warmup_steps" in run.notes[0]
-    assert "lora_r does nothing without use_peft" in run.notes[1]
+    assert run.notes == ()
+    assert "constant ignores warmup_steps" in run.differences()[2]
+    assert "lora_r does nothing without use_peft" in run.differences()[3]
 
 
 def test_help_lists_every_field_by_owner(capsys):

@@ -90,7 +90,6 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
         return parts.explicit.get(name, field_table()[name].default)
 
     sanity.check(parts.explicit, get, parts.where)
-    parts.notes += sanity.without_effect(parts.explicit, get)
     return {
         "explicit": parts.explicit,
         "launch": build_block(LaunchBlock, parts.blocks["launch"], "launch"),

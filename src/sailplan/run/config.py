@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sailplan.errors import RunFileError
 from sailplan.files import write_text_atomically
-from sailplan.run import assemble, saved
+from sailplan.run import assemble, sanity, saved
 from sailplan.run.blocks import LaunchBlock, SlurmBlock
 from sailplan.run.fields import field_table
 from sailplan.run.help import script_help
@@ -142,8 +142,12 @@ class Run:
         return dataclasses.replace(self, explicit=explicit)
 
     def differences(self) -> tuple[str, ...]:
-        """Returns where this run trains differently from TRL's defaults, to be told once."""
-        return tuple(text for name, text in _TOLD.items() if not self.is_set(name))
+        """Returns what the run may not do as its writer thinks, for the ranks to tell once.
+
+        That is where it trains differently from TRL's defaults, and what is written in vain.
+        """
+        ours = [text for name, text in _TOLD.items() if not self.is_set(name)]
+        return (*ours, *sanity.without_effect(self.explicit, self.get))
 
     def environment(self) -> dict[str, str]:
         """Returns the ranks' own variables: `env`, and the hub token that no file may hold."""
