@@ -11,7 +11,9 @@ import transformers
 from PIL import Image
 
 from sailplan.errors import RunFileError
+from sailplan.model.load import load_processor
 from sailplan.model.pixels import set_pixel_budget
+from sailplan.run.config import Run
 
 Load = Callable[[str], Any]
 
@@ -80,6 +82,12 @@ def test_budget_that_cannot_be_kept_is_an_error(
 
     with pytest.raises(RunFileError, match=message):
         set_pixel_budget(load(family), **limits)
+
+
+def test_budget_of_a_run_is_on_its_processor(tiny_model: Callable[[str], Path]) -> None:
+    flags = ["--model_name_or_path", str(tiny_model("qwen2_vl")), "--max_pixels", "12544"]
+
+    assert _grid(load_processor(Run.from_flags(flags)), 1000, 1000) == (112, 112)
 
 
 def test_budget_for_a_text_model_is_an_error(tiny_model: Callable[[str], Path]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sailplan.errors import ModelError
 from sailplan.model.attention import FLASH, choose_attention
 from sailplan.model.folder import check_folder, explain
+from sailplan.model.pixels import set_pixel_budget
 from sailplan.model.precision import find_device, fit_to_device
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
     `eos_token`, `pad_token` and `chat_template_path` of the run are applied to it. Where the
     tokenizer has no pad token, eos pads, as TRL does it; nothing is lost by that, since labels
     are masked by position and never by token, so that eos is trained wherever the assistant
-    ends a turn.
+    ends a turn. `min_pixels` and `max_pixels` are set on its image processor.
 
     Raises:
         ModelError: The folder or the hub has no such processor, or a written token is not in
             its vocabulary.
+        RunFileError: The model has no such pixel budget.
     """
     from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -73,6 +75,7 @@ def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     if run.get("chat_template_path"):
         processor.chat_template = _chat_template(run, vocabulary)
+    set_pixel_budget(processor, min_pixels=run.get("min_pixels"), max_pixels=run.get("max_pixels"))
     return processor
 
 
