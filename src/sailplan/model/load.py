@@ -2,7 +2,9 @@
 
 Precision is TRL's rule: the weights are float32 unless `dtype` is written, and mixed precision
 (`bf16`) computes from them. A quantised model keeps `dtype` for what is not quantised and computes
-in it, so a run file with `load_in_4bit` usually writes `dtype: bfloat16`.
+in it, so a run file with `load_in_4bit` usually writes `dtype: bfloat16`. DeepSpeed has its own
+rule: it casts unquantised weights to bf16 or fp16 where that mixed precision is on and to float32
+where none is, and keeps float32 masters, whatever `dtype` says (deepspeed 0.19).
 
 The `SFTConfig` must exist, and stay referenced, before `load_model` is called: it sets up the
 process group, and transformers looks at its DeepSpeed configuration to load a model under
@@ -31,6 +33,21 @@ if TYPE_CHECKING:
     )
 
     from sailplan.run.config import Run
+
+
+def load_config(run: Run) -> PretrainedConfig:
+    """Returns the model's config.
+
+    Raises:
+        ModelError: There is no such model, or its config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    name = _name(run)
+    try:
+        return AutoConfig.from_pretrained(name, **_source(run))
+    except Exception as error:
+        raise explain(error, name, "config") from error
 
 
 def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
@@ -82,9 +99,9 @@ def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
 def load_model(run: Run) -> PreTrainedModel:
     """Returns the model, ready for `SFTTrainer`.
 
-    Quantised models, and all models where processes share a machine's GPUs, load straight onto
-    this process's device. Under ZeRO-3 an unquantised model loads under `zero.Init`; a quantised
-    one is loaded whole by each rank and then partitioned by DeepSpeed.
+    On GPUs the weights go straight to this process's device. Under ZeRO-3 an unquantised model
+    loads under `zero.Init`, shard by shard, from rank 0's mapped file; a quantised one is loaded
+    whole, packed, by each rank, and DeepSpeed partitions it before the first step.
 
     Raises:
         ModelError: There is no such model, its weights are broken or incomplete, or it cannot
@@ -97,7 +114,7 @@ def load_model(run: Run) -> PreTrainedModel:
             f"load_in_{bits} without use_peft: quantised weights cannot be trained in full",
             todo="write use_peft: true, or leave quantisation out",
         )
-    config = _config(run)
+    config = load_config(run)
     auto_class, model_class = _classes(config, name)
     dtype = _dtype(run, config)
     implementation, _ = _attention(run, model_class, dtype)
@@ -108,7 +125,7 @@ def load_model(run: Run) -> PreTrainedModel:
     options |= {
         "dtype": dtype,
         "quantization_config": quantization_config(run, dtype),
-        "device_map": _device_map(),
+        "device_map": _device_map(run),
     }
     options |= run.get("model_init_kwargs") or {}
     try:
@@ -128,7 +145,7 @@ def load_model(run: Run) -> PreTrainedModel:
 
 def attention(run: Run) -> tuple[str, str]:
     """Returns the attention implementation that `load_model` takes, and the reason for it."""
-    config = _config(run)
+    config = load_config(run)
     return _attention(run, _classes(config, _name(run))[1], _dtype(run, config))
 
 
@@ -167,16 +184,6 @@ def _source(run: Run) -> dict[str, Any]:
         "revision": run.get("model_revision"),
         "trust_remote_code": bool(run.get("trust_remote_code")),
     }
-
-
-def _config(run: Run) -> PretrainedConfig:
-    from transformers import AutoConfig
-
-    name = _name(run)
-    try:
-        return AutoConfig.from_pretrained(name, **_source(run))
-    except Exception as error:
-        raise explain(error, name, "config") from error
 
 
 def _classes(config: PretrainedConfig, name: str) -> tuple[Any, type[PreTrainedModel]]:
@@ -225,17 +232,17 @@ def _attention(run: Run, model_class: type[PreTrainedModel], dtype: torch.dtype)
     )
 
 
-def _device_map() -> dict[str, int] | None:
+def _device_map(run: Run) -> dict[str, int] | None:
     """Returns this process's GPU, None where the weights must not be placed at loading.
 
     Loading on the GPU at once spares the host a copy of the model per process. ZeRO-3 and FSDP
     place shards themselves, and Trainer moves nothing on a CPU.
     """
     import torch
-    from accelerate import PartialState
     from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
-    if PartialState().device.type != "cuda" or is_deepspeed_zero3_enabled() or is_fsdp_enabled():
+    on_gpu = find_device(use_cpu=bool(run.get("use_cpu"))).kind == "cuda"
+    if not on_gpu or is_deepspeed_zero3_enabled() or is_fsdp_enabled():
         return None
     return {"": torch.cuda.current_device()}
 
