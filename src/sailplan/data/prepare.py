@@ -1,0 +1,251 @@
+"""Encodes all rows of a run once, on one process, before training; later runs find them cached."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import xxhash
+from accelerate import PartialState
+
+from sailplan.data.encode import Encoder
+from sailplan.data.formats import Format
+from sailplan.data.images import ImageOpener
+from sailplan.data.sources import Rows
+from sailplan.errors import DataError
+from sailplan.progress import PLAIN_LINE_EVERY_S
+
+MAX_DROPPED = 0.01
+"""The part of the rows that may be dropped for their length without `over_length: drop`."""
+
+_IDS = datasets.List(datasets.Value("int32"))
+_FEATURES = datasets.Features(
+    {
+        "input_ids": _IDS,
+        "labels": _IDS,
+        "length": datasets.Value("int32"),
+        "row": datasets.Value("int64"),
+        "num_images": datasets.Value("int32"),
+        "method": datasets.Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What the trainer is given."""
+
+    train: datasets.Dataset
+    """Rows of `input_ids`, `labels` (`[tokens]` each), `length` in tokens, `row`, the number of the
+    raw row, and that row's image columns, which are read from the raw rows when a row is asked for.
+    """
+    eval: datasets.Dataset | None
+    """The same of the held-out rows."""
+    notes: tuple[str, ...]
+    """What is trained, and what was dropped, to be told once."""
+
+
+def prepare(
+    run: Any,
+    rows: Rows,
+    format: Format,
+    encoder: Encoder,
+    opener: ImageOpener,
+) -> Prepared:
+    """Encodes the rows of a run and drops those that are too long.
+
+    One process of a machine encodes, `dataset_num_proc` workers at a time, while the others wait
+    and then read its cache. To know of the others, the run's `SFTConfig` must exist already.
+
+    Raises:
+        DataError: A row cannot be trained on (named by split and number), too many rows are too
+            long, or text-only rows stand where the model cannot have them.
+    """
+    state = PartialState()
+    with state.main_process_first(), state.local_main_process_first():
+        notes: list[str] = []
+        splits: dict[str, datasets.Dataset] = {}
+        for name, raw in (("train", rows.train), ("eval", rows.eval)):
+            if raw is None:
+                continue
+            encoded = _encode(run, name, raw, format, encoder, opener)
+            if encoder.family.cross_attention and state.num_processes > 1:
+                _refuse_mixed(name, encoded, encoder.family.name)
+            if name == "train":
+                notes.append(_what_is_trained(encoded, encoder))
+            encoded, dropped = _within_length(
+                name, encoded, encoder.max_length, run.get("over_length"), _numbers(raw)
+            )
+            notes += dropped
+            splits[name] = _with_images(encoded, raw, format.image_fields)
+    return Prepared(train=splits["train"], eval=splits.get("eval"), notes=tuple(notes))
+
+
+@dataclass(kw_only=True, slots=True)
+class _EncodeRow:
+    """Encodes one row; a copy of it works in each process of `Dataset.map`."""
+
+    split: str
+    format: Format
+    encoder: Encoder
+    opener: ImageOpener
+    numbers: Sequence[int]
+    """Each row's number in the split that it was selected from."""
+    told_at_s: float = 0.0
+
+    def __call__(self, row: Mapping[str, Any], index: int, rank: int | None) -> dict[str, Any]:
+        try:
+            sample = self.format.sample(row)
+            sizes = [self.opener.size(reference) for reference in sample["images"]]
+            encoded = self.encoder.encode(sample, sizes)
+        except DataError as error:
+            number = self.numbers[index]
+            raise DataError(f"{self.split} row {number} (from 0): {error}") from error
+        if not rank:
+            self._tell(index)
+        return {
+            "input_ids": encoded.input_ids,
+            "labels": encoded.labels,
+            "length": len(encoded.input_ids),
+            "row": index,
+            "num_images": len(sizes),
+            "method": encoded.method,
+        }
+
+    def _tell(self, index: int) -> None:
+        """Says how far the first process is, where there is no terminal for a bar."""
+        now = time.monotonic()
+        if index == 0 or sys.stderr.isatty():
+            self.told_at_s = now
+        elif now - self.told_at_s >= PLAIN_LINE_EVERY_S:
+            self.told_at_s = now
+            print(f"encoding {self.split}: row {index} of {len(self.numbers)}", file=sys.stderr)
+
+
+def _encode(
+    run: Any,
+    split: str,
+    raw: datasets.Dataset,
+    format: Format,
+    encoder: Encoder,
+    opener: ImageOpener,
+) -> datasets.Dataset:
+    digest = xxhash.xxh3_128()
+    # datasets would pickle the processor for a key, which differs from process to process.
+    for part in (raw._fingerprint, encoder.fingerprint(), repr(format), str(opener.root), split):
+        digest.update(part.encode() + b"\0")
+    bars = datasets.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        encoded: datasets.Dataset = raw.map(
+            _EncodeRow(
+                split=split,
+                format=format,
+                encoder=encoder,
+                opener=opener,
+                numbers=_numbers(raw),
+            ),
+            with_indices=True,
+            with_rank=True,
+            remove_columns=raw.column_names,
+            features=_FEATURES,
+            num_proc=run.get("dataset_num_proc"),
+            new_fingerprint=digest.hexdigest(),
+            desc=f"encoding {split}",
+        )
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+    return encoded
+
+
+def _numbers(raw: datasets.Dataset) -> Sequence[int]:
+    """Returns the number of each row where its user can look it up, before rows were held out."""
+    indices = raw._indices
+    return range(len(raw)) if indices is None else [int(n) for n in indices.column(0).to_numpy()]
+
+
+def _what_is_trained(encoded: datasets.Dataset, encoder: Encoder) -> str:
+    methods = Counter(encoded["method"])
+    if encoder.everything:
+        what = "all text is trained"
+    elif methods.keys() == {"segments"}:
+        what = "answers and their end of text are trained, prompts are not"
+    else:
+        what = "the assistant's words and their end of turn are trained"
+    if methods["last turn"]:
+        what += (
+            f"; of {methods['last turn']} conversations only the last answer, since the chat "
+            "template renders earlier ones otherwise than the model would be asked for them"
+        )
+    return f"{what}; never images and padding"
+
+
+def _within_length(
+    split: str,
+    encoded: datasets.Dataset,
+    limit: int | None,
+    over_length: str | None,
+    numbers: Sequence[int],
+) -> tuple[datasets.Dataset, list[str]]:
+    """Drops rows that are too long, and says so."""
+    lengths = np.asarray(encoded.with_format("numpy")["length"][:])
+    fitting = np.flatnonzero(lengths <= (limit or np.inf))
+    count = len(lengths) - len(fitting)
+    if not count:
+        return encoded, []
+    got = (
+        f"{count} of {len(lengths)} {split} rows are longer than {limit} tokens (max_length), "
+        f"the longest has {lengths.max()}"
+    )
+    ways = "raise max_length, lower max_pixels, or write over_length: drop or truncate_text"
+    if over_length == "fail":
+        first = numbers[int(np.flatnonzero(lengths > (limit or 0))[0])]
+        raise DataError(f"{got}, the first is row {first} (from 0)", todo=ways)
+    if over_length != "drop" and count > MAX_DROPPED * len(lengths):
+        raise DataError(got, allowed=f"{MAX_DROPPED:.0%} of the rows", todo=ways)
+    if not len(fitting):
+        raise DataError(f"{got}: none is left", todo="raise max_length or lower max_pixels")
+    return encoded.select(fitting), [f"{got}: dropped"]
+
+
+def _refuse_mixed(split: str, encoded: datasets.Dataset, family: str) -> None:
+    """Some ranks would have images and others none, and wait for each other for ever."""
+    num_images = np.asarray(encoded.with_format("numpy")["num_images"][:])
+    if num_images.any() and not num_images.all():
+        raise DataError(
+            f"{np.count_nonzero(num_images == 0)} of {len(num_images)} {split} rows have no image, "
+            f"which {family} cannot mix with rows that have some on several processes",
+            todo="leave them out, or train on one process",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _JoinImages:
+    """Adds the image columns of the raw rows to encoded rows as they are read.
+
+    Joining the tables instead would copy the images of every dataset whose rows were selected.
+    """
+
+    raw: datasets.Dataset
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if "row" not in batch:  # a single column is asked for, such as `length`
+            return batch
+        return {**batch, **self.raw[batch["row"]]}
+
+
+def _with_images(
+    encoded: datasets.Dataset, raw: datasets.Dataset, image_fields: list[str]
+) -> datasets.Dataset:
+    encoded = encoded.remove_columns(["num_images", "method"])
+    if not image_fields:
+        return encoded
+    return encoded.with_transform(_JoinImages(raw=raw.select_columns(image_fields)))
