@@ -140,6 +140,11 @@ def load_model(run: Run) -> PreTrainedModel:
         )
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
+    for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights for good at the first
+        # forward in evaluation: training on fails, and so do layers that are not whole blocks.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
