@@ -294,6 +294,20 @@ def test_date_in_a_template_is_pinned_in_every_form() -> None:
     assert ChatTemplate.of(tokenizer).render([turn("user", "Hi")]) == "2024-07-26, 26 JulyHi"
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "mllama", "llama"])
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_parts_of_every_role_are_rendered_as_their_words(
+    encoder: Load, family: str, role: str
+) -> None:
+    before = [] if role in ("system", "user") else [turn("user", "What is it?")]
+    after = [turn("user", "What is it?")] if role == "system" else []
+
+    text = encoder(family).template.render([*before, turn(role, "A boat."), *after])
+
+    assert "A boat." in text
+    assert "type" not in text
+
+
 @pytest.mark.parametrize(
     "messages",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -20,6 +21,7 @@ PINNED_DATE = date(2024, 7, 26)
 to day could neither be cached nor compared; this is the date that they fall back to themselves."""
 
 _PROBE = "the quick brown fox"
+_PRINTED_PART = re.compile(r"""['"]type['"]:""")
 _DATE_FIELDS = ("%d", "%b", "%Y", "%m", "%B", "%H", "%M", "%S", "%y")
 
 
@@ -150,7 +152,7 @@ class ChatTemplate:
                 text = template.render(messages)
             except DataError:
                 return False
-            return text.count(_PROBE) >= len(messages) and "'type':" not in text
+            return text.count(_PROBE) >= len(messages) and not _PRINTED_PART.search(text)
 
         others = frozenset({"system", "user", "assistant", "tool"} - {role})
         parts_work = any(

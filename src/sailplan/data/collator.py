@@ -143,8 +143,9 @@ class Collator:
                 todo="put it back, or touch the data file so that its rows are encoded anew",
             )
         tiles = iter(inputs.pop("num_tiles", []))
-        unused = self._processor.unused_input_names
-        pixels = {name: torch.as_tensor(v) for name, v in inputs.items() if name not in unused}
+        # What image processors say for counting tokens only is no input of the model.
+        names = self._processor.model_input_names
+        pixels = {name: torch.as_tensor(v) for name, v in inputs.items() if name in names}
         if self._family.nested_images:
             pixels = {
                 name: _in_rows(value, with_images, len(ids), name) for name, value in pixels.items()

@@ -18,6 +18,9 @@ from sailplan.model.families import Family
 Size = tuple[int, int]
 """Width and height in pixels."""
 
+_MAX_KNOWN_SIZES = 4096
+"""Of some 20 KB each: data whose every image has another size shall not fill the memory."""
+
 
 def process_images(
     processor: Any, images: Sequence[Sequence[Image.Image]], *, nested: bool
@@ -77,6 +80,8 @@ class ImageExpander:
                 raise DataError(
                     f"the model takes no image of {size[0]}×{size[1]} pixels: {error}"
                 ) from error
+            if len(self._known) >= _MAX_KNOWN_SIZES:
+                self._known.clear()
             self._known[key] = replacements[0]
         return self._known[key]
 
