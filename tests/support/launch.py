@@ -1,0 +1,56 @@
+"""Starting the entry script as a user does by hand, and reading what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = "sailplan.train.sft_vlm"
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    """Turns field values into flags as a user types them."""
+    out: list[str] = []
+    for name, value in values.items():
+        out.append(f"--{name}")
+        out += [str(item) for item in (value if isinstance(value, list) else [value])]
+    return out
+
+
+def accelerate_launch(
+    arguments: Sequence[str],
+    *,
+    preset: str,
+    processes: int,
+    timeout: float = 240,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Runs the entry script by hand under `accelerate launch` on CPU and waits for its end."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_cpu"]
+    command += ["--config_file", str(ROOT / "accelerate_configs" / f"{preset}.yaml")]
+    command += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
+    command += ["-m", ENTRY, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
+    )
+
+
+def losses(output_dir: Path) -> list[float]:
+    """Reads the training loss of each logged step."""
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
