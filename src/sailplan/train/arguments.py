@@ -1,0 +1,52 @@
+"""The `SFTConfig` of a run: the user's values, and the few that our own data path sets.
+
+sailplan hands TRL's trainer tokenised rows, labels and a collator. What TRL would do to the data
+itself (truncate, mask, pack) is therefore switched off here, whatever the run file says of it;
+`sailplan.data` has already done it by the same fields.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sailplan.model.precision import fit_to_device
+from sailplan.run.config import Run
+from sailplan.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+_OURS: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "assistant_only_loss": False,
+    "completion_only_loss": False,
+    "max_length": None,
+    "packing": False,
+    "padding_free": False,
+    # The model, its processor and what is special about them are loaded by `sailplan.model`.
+    "model_init_kwargs": None,
+    "chat_template_path": None,
+}
+
+
+def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
+    """Makes the `SFTConfig` of this rank, with notes on what was switched off and why.
+
+    Raises:
+        RunFileError: TRL or transformers refuse a value.
+    """
+    from trl import SFTConfig
+
+    defaults = {
+        "report_to": "tensorboard",
+        "include_num_input_tokens_seen": "all",
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
+    unset = {name: value for name, value in defaults.items() if not run.is_set(name)}
+    fitted, notes = fit_to_device(run)
+    if run.get("packing"):
+        notes.append("packing: not available yet; the samples are padded")
+    output_dir = str(RunDirectory.of(run).path)
+    return run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir}), notes

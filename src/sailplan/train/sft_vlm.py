@@ -1,0 +1,93 @@
+"""The entry script: what each rank runs, from the run file to the saved model.
+
+By hand, with TRL's own flags:
+
+    accelerate launch --config_file accelerate_configs/deepspeed_zero3.yaml \
+        -m sailplan.train.sft_vlm --model_name_or_path MODEL --dataset_name DATA --bf16
+
+or under `torchrun`, or as `python -m sailplan.train.sft_vlm`; `sailplan train` starts it with one
+resolved file, `--config train.yaml`. Text-only models go the same way.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sailplan.run.config import Run
+from sailplan.run.directory import RunDirectory
+from sailplan.train.errors import report_errors
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains as the flags say; a user's mistake ends in one line and its exit code."""
+    with report_errors():
+        train(Run.from_flags(sys.argv[1:] if argv is None else argv))
+
+
+def train(run: Run) -> None:
+    """Trains one run on this rank, in the order of the work.
+
+    Raises:
+        SailplanError: The run cannot go right; which class says why.
+    """
+    run.require("model_name_or_path")
+    from trl import SFTTrainer
+
+    from sailplan.data.collator import Collator
+    from sailplan.data.encode import Encoder
+    from sailplan.data.formats import resolve_format
+    from sailplan.data.images import image_opener
+    from sailplan.data.prepare import prepare
+    from sailplan.data.sources import load_rows
+    from sailplan.model.load import attention, load_model, load_processor
+    from sailplan.model.trainable import describe, freeze_unused, lora_config
+    from sailplan.train.arguments import training_arguments
+    from sailplan.train.callbacks import MetricsFile, PlainProgress
+    from sailplan.train.guards.gradients import GradientGuard
+    from sailplan.train.say import say
+
+    # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
+    args, notes = training_arguments(run)
+    directory = RunDirectory.of(run)
+    if args.process_index == 0 and run.source != directory.train_file:
+        directory.claim(run)
+    say(*run.notes, *run.differences(), *notes)
+
+    # The data comes before the weights: what is wrong with it shows in seconds.
+    processor = load_processor(run)
+    rows = load_rows(run)
+    format = resolve_format(run, rows)
+    opener = image_opener(run, rows)
+    encoder = Encoder.of(run, processor)
+    data = prepare(run, rows, format, encoder, opener)
+    say(*data.notes)
+
+    model = load_model(run)
+    say("attention: {}, {}".format(*attention(run)))
+    unused = freeze_unused(model)
+    if unused:
+        say(f"frozen, because this architecture never uses them: {', '.join(unused)}")
+
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        data_collator=Collator(encoder, format, opener),
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=processor,
+        peft_config=lora_config(run, model),
+        callbacks=[MetricsFile(directory.metrics_file), GradientGuard.of(run)],
+    )
+    if args.disable_tqdm:
+        trainer.add_callback(PlainProgress())
+    say(describe(trainer.model))
+
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    say(f"saved to {directory.path}")
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()
