@@ -40,7 +40,8 @@ def train(run: Run) -> None:
     from sailplan.data.images import image_opener
     from sailplan.data.prepare import prepare
     from sailplan.data.sources import load_rows
-    from sailplan.model.load import attention, load_model, load_processor
+    from sailplan.model.families import family_of
+    from sailplan.model.load import attention, load_config, load_model, load_processor
     from sailplan.model.trainable import describe, freeze_unused, lora_config
     from sailplan.train.arguments import training_arguments
     from sailplan.train.callbacks import MetricsFile, PlainProgress
@@ -59,7 +60,7 @@ def train(run: Run) -> None:
     rows = load_rows(run)
     format = resolve_format(run, rows)
     opener = image_opener(run, rows)
-    encoder = Encoder.of(run, processor)
+    encoder = Encoder.of(run, processor, family_of(load_config(run)))
     data = prepare(run, rows, format, encoder, opener)
     say(*data.notes)
 
@@ -77,7 +78,7 @@ def train(run: Run) -> None:
         eval_dataset=data.eval,
         processing_class=processor,
         peft_config=lora_config(run, model),
-        callbacks=[MetricsFile(directory.metrics_file), GradientGuard.of(run)],
+        callbacks=[MetricsFile(directory.metrics_file), GradientGuard(run.get("gradient_check_steps"))],
     )
     if args.disable_tqdm:
         trainer.add_callback(PlainProgress())
