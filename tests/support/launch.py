@@ -41,10 +41,10 @@ def accelerate_launch(
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the entry script by hand under `accelerate launch` on CPU and waits for its end."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--use_cpu"]
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(ROOT / "accelerate_configs" / f"{preset}.yaml")]
     command += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
-    command += ["-m", ENTRY, *arguments]
+    command += ["-m", ENTRY, *arguments, "--use_cpu"]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
     )

@@ -60,8 +60,8 @@ def train(run: Run) -> None:
     rows = load_rows(run)
     format = resolve_format(run, rows)
     opener = image_opener(run, rows)
-    encoder = Encoder.of(run, processor, family_of(load_config(run)))
-    data = prepare(run, rows, format, encoder, opener)
+    family = family_of(load_config(run))
+    data = prepare(run, rows, format, Encoder.of(run, processor, family), opener)
     say(*data.notes)
 
     model = load_model(run)
@@ -73,7 +73,7 @@ def train(run: Run) -> None:
     trainer = SFTTrainer(
         model=model,
         args=args,
-        data_collator=Collator(encoder, format, opener),
+        data_collator=Collator(processor, family, format, opener),
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=processor,
