@@ -96,24 +96,28 @@ def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
     return processor
 
 
-def load_model(run: Run) -> PreTrainedModel:
+def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
     """Returns the model, ready for `SFTTrainer`.
+
+    A full fine-tuning that goes on takes its weights from the checkpoint here: Trainer's own
+    loader matches none of the names under which most vision-language models are saved, and only
+    warns. An adapter is loaded by Trainer, over the base model.
 
     On GPUs the weights go straight to this process's device. Under ZeRO-3 an unquantised model
     loads under `zero.Init`, shard by shard, from rank 0's mapped file; a quantised one is loaded
     whole, packed, by each rank, and DeepSpeed partitions it before the first step.
+
+    Args:
+        run: The run.
+        checkpoint: The checkpoint that training goes on from.
 
     Raises:
         ModelError: There is no such model, its weights are broken or incomplete, or it cannot
             be trained as asked.
     """
     name = _name(run)
-    if (run.get("load_in_4bit") or run.get("load_in_8bit")) and not run.get("use_peft"):
-        bits = "4bit" if run.get("load_in_4bit") else "8bit"
-        raise ModelError(
-            f"load_in_{bits} without use_peft: quantised weights cannot be trained in full",
-            todo="write use_peft: true, or leave quantisation out",
-        )
+    if checkpoint is not None and not run.get("use_peft"):
+        name = str(checkpoint)
     config = load_config(run)
     auto_class, model_class = _classes(config, name)
     dtype = _dtype(run, config)
@@ -138,8 +142,6 @@ def load_model(run: Run) -> PreTrainedModel:
             f"{name} lacks the weights of {len(missing)} tensors, such as {missing[0]}",
             todo="they would be random: download the model again, or correct its config.json",
         )
-    for part in (model.config, model.config.get_text_config()):
-        part.use_cache = False
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights for good at the first
         # forward in evaluation: training on fails, and so do layers that are not whole blocks.

@@ -103,6 +103,25 @@ class RunDirectory:
         ]
         return [entry for _, entry in sorted(found)]
 
+    def asked_checkpoint(self, run: Run) -> Path | None:
+        """Returns the checkpoint that `resume_from_checkpoint` names; for `true` the last one.
+
+        Raises:
+            RunFileError: There is no such checkpoint.
+        """
+        wanted = run.get("resume_from_checkpoint")
+        if wanted in (None, "", "false", False):
+            return None
+        if wanted in ("true", True):
+            checkpoints = self.checkpoints()
+            if not checkpoints:
+                raise RunFileError(f"resume_from_checkpoint: {self.path} holds no checkpoint")
+            return checkpoints[-1]
+        path = Path(wanted).expanduser().absolute()
+        if not path.is_dir():
+            raise RunFileError(f"resume_from_checkpoint: there is no folder {path}")
+        return path
+
     def claim(self, run: Run) -> None:
         """Makes the directory this run's: refuses another run's, else writes the run's files.
 

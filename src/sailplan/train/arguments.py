@@ -28,6 +28,8 @@ _OURS: dict[str, Any] = {
     # The model, its processor and what is special about them are loaded by `sailplan.model`.
     "model_init_kwargs": None,
     "chat_template_path": None,
+    # Which checkpoint it is, the run directory says.
+    "resume_from_checkpoint": None,
 }
 
 

@@ -11,12 +11,14 @@ resolved file, `--config train.yaml`. Text-only models go the same way.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.train.errors import report_errors
+from sailplan.train.say import calm_libraries, say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +34,9 @@ def train(run: Run) -> None:
         SailplanError: The run cannot go right; which class says why.
     """
     run.require("model_name_or_path")
+    os.environ.update(run.environment())
+    calm_libraries()
+    from transformers import PrinterCallback
     from trl import SFTTrainer
 
     from sailplan.data.collator import Collator
@@ -46,7 +51,6 @@ def train(run: Run) -> None:
     from sailplan.train.arguments import training_arguments
     from sailplan.train.callbacks import MetricsFile, PlainProgress
     from sailplan.train.guards.gradients import GradientGuard
-    from sailplan.train.say import say
 
     # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
     args, notes = training_arguments(run)
@@ -64,7 +68,8 @@ def train(run: Run) -> None:
     data = prepare(run, rows, format, Encoder.of(run, processor, family), opener)
     say(*data.notes)
 
-    model = load_model(run)
+    checkpoint = directory.asked_checkpoint(run)
+    model = load_model(run, checkpoint=checkpoint)
     say("attention: {}, {}".format(*attention(run)))
     unused = freeze_unused(model)
     if unused:
@@ -78,13 +83,17 @@ def train(run: Run) -> None:
         eval_dataset=data.eval,
         processing_class=processor,
         peft_config=lora_config(run, model),
-        callbacks=[MetricsFile(directory.metrics_file), GradientGuard(run.get("gradient_check_steps"))],
+        callbacks=[
+            MetricsFile(directory.metrics_file),
+            GradientGuard(run.get("gradient_check_steps")),
+        ],
     )
     if args.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(describe(trainer.model))
 
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()
     say(f"saved to {directory.path}")
     trainer.end()

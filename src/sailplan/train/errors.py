@@ -1,0 +1,85 @@
+"""How a rank ends: one line for the user's mistakes, from one rank, with the error's exit code.
+
+Imports nothing heavy, so that the entry script can enter `report_errors` before torch is loaded
+and a Ctrl-C during imports is as quiet as one during training.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from sailplan.errors import SailplanError
+
+OTHER_RANK_WAIT_S = 2.0
+"""Other ranks than the first wait so long before they speak: most often the first one has failed
+too, has said why, and the launcher ends them meanwhile."""
+
+UNKNOWN_ERROR_WAIT_S = 1.0
+"""The first rank waits so long with an error that is no user's mistake: where another rank has
+failed, it is only the broken connection, and the launcher ends this rank meanwhile."""
+
+
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Runs a rank's work and ends the process for it where that fails.
+
+    A `SailplanError` becomes `error: …` on standard error and its exit code; anything else keeps
+    its traceback and exits with 1. Of several ranks that fail together only one speaks. Ctrl-C
+    (once or several times) exits with 130 and prints nothing.
+
+    Raises:
+        SystemExit: The work failed, in a run of one process. With several, the process ends at
+            once, because the interpreter's shutdown may wait for ranks that are gone.
+    """
+    interrupt = _Interrupt()
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _exit(128 + signal.SIGINT)
+    except SailplanError as error:
+        _wait_turn(first_rank_s=0.0)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _exit(error.exit_code)
+    except Exception:
+        _wait_turn(first_rank_s=UNKNOWN_ERROR_WAIT_S)
+        traceback.print_exc()
+        _exit(1)
+    finally:
+        if not interrupt.came:
+            signal.signal(signal.SIGINT, previous)
+
+
+class _Interrupt:
+    """A SIGINT handler that interrupts once: the terminal and the launcher may both send it."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, _signum: int, _frame: FrameType | None) -> None:
+        if not self.came:
+            self.came = True
+            # It may come while another error is on its way out, where nothing catches it.
+            sys.excepthook = lambda *_: None
+            raise KeyboardInterrupt
+
+
+def _wait_turn(*, first_rank_s: float) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        time.sleep(OTHER_RANK_WAIT_S if int(os.environ.get("RANK", "0")) else first_rank_s)
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    raise SystemExit(code)
