@@ -2,9 +2,9 @@
 
 Precision is TRL's rule: the weights are float32 unless `dtype` is written, and mixed precision
 (`bf16`) computes from them. A quantised model keeps `dtype` for what is not quantised and computes
-in it, so a run file with `load_in_4bit` usually writes `dtype: bfloat16`. DeepSpeed has its own
-rule: it casts unquantised weights to bf16 or fp16 where that mixed precision is on and to float32
-where none is, and keeps float32 masters, whatever `dtype` says (deepspeed 0.19).
+in it, so a run file with `load_in_4bit` usually writes `dtype: bfloat16`. DeepSpeed has its
+own rule for unquantised weights: where bf16 or fp16 is on it casts them to that and keeps float32
+masters, and where none is, ZeRO-3 makes them float32, whatever `dtype` says (deepspeed 0.19).
 
 The `SFTConfig` must exist, and stay referenced, before `load_model` is called: it sets up the
 process group, and transformers looks at its DeepSpeed configuration to load a model under

@@ -63,7 +63,7 @@ def target_modules(
         matched = {name for name in (*linear, *other) if _matches(target, name)}
         found = reachable(matched, target)
         if not found:
-            raise _no_match(target, matched, parts, reachable(linear, target))
+            raise _no_match(target, matched, idle, parts, reachable(linear, target))
         chosen |= found
     return _compact(chosen, [name for name, _ in model.named_modules()], parts)
 
@@ -95,29 +95,30 @@ def _matches(target: str, name: str) -> bool:
         ) from None
 
 
-def _no_match(target: str, matched: set[str], parts: Parts, linear: set[str]) -> ModelError:
-    leaves = sorted({name.rpartition(".")[2] for name in linear})
+def _no_match(
+    target: str, matched: set[str], idle: set[str], parts: Parts, linear: set[str]
+) -> ModelError:
+    leaves = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+    got = f"lora_target_modules: {target!r}"
     if parts.head in matched:
         return ModelError(
-            f"lora_target_modules: {target!r} is the LM head, and an adapter there would never "
-            "be trained: the loss is computed from the head's own weight",
+            f"{got} is the LM head, and an adapter there would never be trained: the loss is "
+            "computed from the head's own weight",
             todo="leave it out, or train the whole head with lora_modules_to_save",
         )
-    if any(parts.is_vision(name) for name in matched):
+    if matched and matched <= idle:
         return ModelError(
-            f"lora_target_modules: {target!r} matches only inside {', '.join(parts.vision)}",
-            todo="write lora_vision: true to adapt it",
+            f"{got} matches only layers that this architecture never uses", allowed=leaves
         )
     if matched:
         return ModelError(
-            f"lora_target_modules: {target!r} matches only layers that this architecture never "
-            "uses",
-            allowed=", ".join(leaves),
+            f"{got} matches only inside {', '.join(parts.vision)}",
+            todo="write lora_vision: true to adapt it",
         )
-    nearest = difflib.get_close_matches(target, leaves, n=2)
+    nearest = difflib.get_close_matches(target, leaves.split(", "), n=2)
     return ModelError(
-        f"lora_target_modules: {target!r} matches no layer of the model",
-        allowed=", ".join(leaves),
+        f"{got} matches no layer of the model",
+        allowed=leaves,
         todo=f"did you mean {' or '.join(nearest)}?" if nearest else "",
     )
 

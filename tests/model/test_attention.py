@@ -1,0 +1,61 @@
+"""Which attention runs, and the reason that is printed with it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+from transformers import LlamaForCausalLM, MllamaForConditionalGeneration, PreTrainedModel
+
+from sailplan.model.attention import choose_attention
+from tests.model.test_precision import CPU, H100, V100
+
+INSTALLED = importlib.util.find_spec("flash_attn") is not None
+
+
+class NoSdpa(PreTrainedModel):
+    """A model whose layers know neither flash-attention nor sdpa."""
+
+
+def choose(requested: str | None, **changes: object) -> tuple[str, str]:
+    facts = {"model_class": LlamaForCausalLM, "device": H100, "half_precision": True}
+    return choose_attention(requested, **{**facts, **changes})  # type: ignore[arg-type]
+
+
+def test_attention_written_is_taken_as_it_is() -> None:
+    assert choose("eager", device=CPU) == ("eager", "written in the run file")
+
+
+@pytest.mark.parametrize("requested", [None, "auto"])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": CPU}, "it needs a GPU"),
+        ({"device": V100}, "Tesla V100 is older than Ampere"),
+        ({"half_precision": False}, "trains in fp32"),
+        ({"model_class": MllamaForConditionalGeneration}, "Mllama.* does not support it"),
+    ],
+)
+def test_attention_where_flash_cannot_run_is_sdpa_and_says_why(
+    requested: str | None, changes: dict[str, object], reason: str
+) -> None:
+    choice, why = choose(requested, **changes)
+
+    assert choice == "sdpa"
+    assert re.search(reason, why)
+
+
+def test_attention_where_flash_could_run_depends_on_its_installation() -> None:
+    choice, why = choose("auto")
+
+    expected = ("flash_attention_2", "NVIDIA H100") if INSTALLED else ("sdpa", "not installed")
+    assert choice == expected[0]
+    assert expected[1] in why
+
+
+def test_attention_of_a_model_without_sdpa_is_eager() -> None:
+    choice, why = choose("auto", model_class=NoSdpa, device=CPU)
+
+    assert choice == "eager"
+    assert "does not support sdpa" in why
