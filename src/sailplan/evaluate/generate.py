@@ -98,6 +98,8 @@ def load_speaker(
     """
     if adapter is None and _is_adapter(Path(name).expanduser()):
         adapter, name = name, _base_model(Path(name).expanduser())
+    if adapter is not None:
+        _check_adapter(Path(adapter).expanduser())
     flags = ["--model_name_or_path", name, "--dtype", "auto"]
     if load_in_4bit:
         flags += ["--load_in_4bit", "true", "--use_peft", "true"]
@@ -235,6 +237,14 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
+def _check_adapter(folder: Path) -> None:
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"adapter {folder} has no {name}", todo="name a folder that a LoRA run has saved"
+            )
+
+
 def _base_model(adapter: Path) -> str:
     try:
         base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -250,11 +260,6 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (adapter / name).is_file():
-            raise ModelError(
-                f"adapter {adapter} has no {name}", todo="name a folder that a LoRA run has saved"
-            )
     try:
         tuned = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT and torch raise many kinds for files that do not fit
