@@ -65,6 +65,20 @@ def test_dry_run_names_variables_of_the_run_file_and_hides_their_values(run_file
     assert "sesame" not in out + err
 
 
+def test_dry_run_without_compiler_goes_on_with_one_process_and_says_so(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    flags = ["--launch.processes", "2", "--launch.cpu", "true", "--dry-run"]
+    code, out, err = sailplan("train", str(run_file), *flags)
+    assert code == 0
+    assert "--num_processes 1 " in out
+    assert err == (
+        "strategy single: zero3 cannot start on the CPU: no C++ compiler (no-such-compiler is not "
+        "on PATH); going on with one process, so that the global batch is 1/2 of what was asked\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
