@@ -53,8 +53,8 @@ RENAMED: Mapping[str, str] = {
 
 GONE: Mapping[str, str] = {
     "save_safetensors": "weights are always saved as safetensors",
-    "overwrite_output_dir": "nothing is ever overwritten or deleted; a directory that holds "
-    "another run is refused, and the same run goes on from its last checkpoint",
+    "overwrite_output_dir": "a directory that holds another run is refused, and the same run goes "
+    "on where resume_from_checkpoint says",
     "add_eos_token": "the end of every answer is always there and always trained",
     "include_tokens_per_second": "tokens are counted by include_num_input_tokens_seen",
     "half_precision_backend": "there is one way to do mixed precision",
