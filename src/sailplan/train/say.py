@@ -23,7 +23,8 @@ def calm_libraries() -> None:
     Their bars stay on a terminal and go where there is none: a bar in a log file is noise.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from datasets.utils.logging import disable_progress_bar as disable_datasets_bar
