@@ -83,6 +83,14 @@ def test_accumulation_equals_larger_micro_batch(curves: Curves, method: str) -> 
     assert_same(curves.curve(method, "single_gpu", 1, 1), curves.curve(method, "single_gpu", 1, 4))
 
 
+@pytest.mark.slow
+def test_offload_gives_the_curve_of_one_process(curves: Curves) -> None:
+    assert_same(
+        curves.curve("full", "deepspeed_zero3_offload", 2, 2),
+        curves.curve("full", "single_gpu", 1, 4),
+    )
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_strategy_gives_the_curve_of_one_process(

@@ -62,7 +62,7 @@ class SailplanArguments:
         default="alpaca",
         metadata={
             "help": "`alpaca`: the prompt template, a built-in name (alpaca, alpaca_short) or a "
-            "JSON file with prompt_input, prompt_no_input and response_split."
+            "JSON file with prompt_input and prompt_no_input."
         },
     )
     image_root: str | None = field(

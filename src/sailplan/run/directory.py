@@ -81,13 +81,8 @@ class RunDirectory:
         return self.path / "environment.json"
 
     @property
-    def logs(self) -> Path:
-        """The ranks' output."""
-        return self.path / "logs"
-
-    @property
     def metrics_file(self) -> Path:
-        """One JSON object a line, one line an optimizer step."""
+        """One JSON object a line, one line a log record."""
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, step: int) -> Path:
