@@ -37,8 +37,8 @@ def preset(name: str) -> Path:
     return path
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all: to a neighbour, synced, then renamed over it.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a neighbour, synced, then renamed over it.
 
     Raises:
         OSError: It cannot be written; nothing is left behind, and an older file stays as it was.
@@ -46,8 +46,8 @@ def write_text_atomically(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide it from colleagues

@@ -21,10 +21,10 @@ def main() -> None:
         port = local.meeting_port(run)
         module = "tests.launcher.ranks"
         launch = command(run, machine, port=port, environment=environment, module=module)
-        local.write_files(run, launch, machine)
+        code = local.train(run, launch, machine, environment)
     except SailplanError as error:
         sys.exit(f"error: {error}")
-    sys.exit(local.carry_out(launch, environment))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from sailplan.errors import DataError
+from sailplan.run.directory import RunDirectory
 from sailplan.train.errors import report_errors
 
 
@@ -19,7 +20,9 @@ def main() -> None:
     with report_errors():
         config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
         print("rank", os.environ.get("RANK", "0"), os.getpid(), flush=True)
-        if config["run_name"] == "fails":
+        if config["run_name"] == "fails while training":
+            RunDirectory(Path(config["output_dir"])).metrics_file.touch()
+        if config["run_name"].startswith("fails"):
             raise DataError("row 3 is empty")
         if config["run_name"] == "ignores signals":
             signal.signal(signal.SIGINT, signal.SIG_IGN)

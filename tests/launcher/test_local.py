@@ -98,6 +98,20 @@ def test_launch_with_user_error_in_the_ranks_ends_in_one_line(tmp_path: Path) ->
     done = start(tmp_path, "fails", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.communicate(timeout=60)[1] == b"error: row 3 is empty\n"
     assert done.returncode == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["run file.yaml"]
+
+
+def test_launch_that_fails_before_training_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
+    first = start(tmp_path, "fails while training", stderr=subprocess.PIPE)
+    first.communicate(timeout=60)
+    assert first.returncode == 4
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {"run.yaml", "train.yaml", "metrics.jsonl"} <= kept.keys()
+
+    again = start(tmp_path, "fails", "--learning_rate", "1e-3", stderr=subprocess.PIPE)
+    again.communicate(timeout=60)
+    assert again.returncode == 4
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == kept
 
 
 def test_ctrl_c_once_stops_every_process_without_a_traceback(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from pathlib import Path
@@ -158,6 +159,83 @@ def test_claim_that_fails_half_way_takes_its_first_file_back(tmp_path):
         claim(tmp_path)
 
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_claim_taken_back_leaves_no_trace(tmp_path):
+    run = a_run(tmp_path / "runs" / "one")
+    directory = RunDirectory.of(run)
+    claim = directory.claim(run, {directory.command_file: "accelerate launch\n"})
+    assert directory.command_file.read_text() == "accelerate launch\n"
+
+    claim.take_back()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_claim_taken_back_restores_the_earlier_one_and_keeps_other_files(tmp_path):
+    before = claim(tmp_path).run_file.read_bytes()
+    run = a_run(tmp_path, "--learning_rate", "1e-3")
+    second = RunDirectory.of(run).claim(run)
+    (tmp_path / "notes.txt").touch()
+
+    second.take_back()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("notes.txt", "run.yaml", "train.yaml")
+    ]
+    assert RunDirectory(tmp_path).run_file.read_bytes() == before
+
+
+def test_claim_taken_back_keeps_a_folder_that_another_has_written_to(tmp_path):
+    run = a_run(tmp_path / "runs" / "one")
+    made = RunDirectory.of(run).claim(run)
+    (tmp_path / "runs" / "two").mkdir()
+
+    made.take_back()
+
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
+
+
+def test_check_refuses_as_claim_does_and_writes_nothing(tmp_path):
+    run = a_run(tmp_path / "runs" / "one")
+    RunDirectory.of(run).check(run)
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "file").touch()
+    claim(tmp_path / "out")
+    for output_dir, flags, message in (
+        (tmp_path / "file", "", "is a file"),
+        (tmp_path / "file" / "deeper", "", "Not a directory"),
+        (Path("/proc/sailplan"), "", "cannot write output_dir /proc/sailplan: "),
+        (tmp_path / "out", "--dataset_name b/data", "holds another run"),
+    ):
+        run = a_run(output_dir, *flags.split())
+        with pytest.raises(OutputError, match=message):
+            RunDirectory.of(run).check(run)
+
+
+def test_training_that_begins_claims_the_directory_and_is_seen_to_have_begun(tmp_path):
+    run = a_run(tmp_path)
+    directory = RunDirectory.of(run)
+    assert directory.began_at() is None
+
+    directory.begin(run)
+
+    assert Run.from_file(directory.run_file) == run
+    os.utime(directory.metrics_file, (1, 1))  # as if that were long ago
+    assert directory.began_at() == 10**9
+    directory.begin(run)
+    assert directory.began_at() != 10**9
+
+
+def test_training_that_begins_from_a_launchers_files_leaves_them_alone(tmp_path, monkeypatch):
+    directory = claim(tmp_path, "--launch.processes", "2")
+    before = directory.run_file.read_bytes()
+    monkeypatch.chdir(tmp_path)
+
+    directory.begin(Run.from_flags(["--config", "train.yaml"]))
+
+    assert directory.run_file.read_bytes() == before
 
 
 def test_checkpoints_are_listed_by_step(tmp_path):

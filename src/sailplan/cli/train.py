@@ -48,7 +48,8 @@ def train(
     port = local.meeting_port(wanted)
     launch = command(wanted, machine, port=port, environment=environment)
     for note in (*wanted.notes, *launch.notes):
-        print(note, file=sys.stderr)
+        # With --dry-run, standard output is for whoever runs or reads the command.
+        print(note, file=sys.stderr if dry_run else sys.stdout, flush=True)
     if dry_run:
         print(launch.shell())
         for name in sorted(wanted.environment()):
@@ -56,8 +57,7 @@ def train(
         for path, text in launch.files.items():
             print(f"\n# {path}\n{text}", end="")
         return
-    local.write_files(wanted, launch, machine)
-    raise typer.Exit(local.carry_out(launch, environment))
+    raise typer.Exit(local.train(wanted, launch, machine, environment))
 
 
 def find_run_file(name: str) -> Path:

@@ -18,11 +18,11 @@ from types import FrameType
 import psutil
 
 from sailplan import __version__
-from sailplan.errors import LaunchError, OutputError
-from sailplan.files import write_text_atomically
+from sailplan.errors import LaunchError
 from sailplan.hardware.detect import Machine
 from sailplan.launcher.accelerate import PARENT_VARIABLE
 from sailplan.launcher.command import Launch
+from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 
@@ -62,25 +62,46 @@ def meeting_port(run: Run) -> int:
         return int(probe.getsockname()[1])
 
 
-def write_files(run: Run, launch: Launch, machine: Machine) -> None:
-    """Claims the run's directory and writes what the launch reads and what it was.
+def train(run: Run, launch: Launch, machine: Machine, environment: Mapping[str, str]) -> int:
+    """Carries a run's launch out in its directory and returns its exit code.
+
+    A run that fails before it trains leaves the directory as it was.
+
+    Args:
+        run: The run.
+        launch: How it is launched.
+        machine: Where.
+        environment: Variables of the ranks beside the launch's own; may hold secrets.
 
     Raises:
         OutputError: The directory cannot be written, or holds another run.
     """
     directory = RunDirectory.of(run)
-    directory.claim(run)
+    began_before = directory.began_at()
+    claim = write_files(run, launch, machine)
+    code = 1
+    try:
+        code = carry_out(launch, environment)
+    finally:
+        if code and directory.began_at() == began_before:
+            claim.take_back()
+    return code
+
+
+def write_files(run: Run, launch: Launch, machine: Machine) -> Claim:
+    """Claims the run's directory with what the launch reads and what it was.
+
+    Raises:
+        OutputError: The directory cannot be written, or holds another run.
+    """
+    directory = RunDirectory.of(run)
     record = json.dumps(environment_record(run, launch, machine), indent=2)
     texts = {
         **launch.files,
         directory.command_file: launch.shell() + "\n",
         directory.environment_file: record + "\n",
     }
-    for path, text in texts.items():
-        try:
-            write_text_atomically(path, text)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    return directory.claim(run, texts)
 
 
 def environment_record(run: Run, launch: Launch, machine: Machine) -> dict[str, object]:

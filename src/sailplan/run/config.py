@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sailplan.errors import RunFileError
-from sailplan.files import write_text_atomically
 from sailplan.run import assemble, sanity, saved
 from sailplan.run.blocks import LaunchBlock, SlurmBlock
 from sailplan.run.fields import field_table
@@ -158,15 +157,9 @@ class Run:
         """Returns the run as a run file holds it, without secrets, local paths made absolute."""
         return {**self._flat(), **saved.blocks(self.launch, self.slurm)}
 
-    def write(self, path: Path) -> None:
-        """Writes the run so that it can be launched again from that file alone.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        write_text_atomically(
-            path, saved.text(self.as_dict(), saved.left_out(self.explicit, self.env))
-        )
+    def run_yaml(self) -> str:
+        """Returns the text of a run file from which alone the run can be launched again."""
+        return saved.text(self.as_dict(), saved.left_out(self.explicit, self.env))
 
     def train_yaml(self) -> str:
         """Returns the flat text that the ranks read: without what only the launcher needs."""

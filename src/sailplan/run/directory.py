@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sailplan.errors import OutputError, RunFileError
-from sailplan.files import write_text_atomically
 from sailplan.run import saved
+from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 
 IDENTITY = (
@@ -46,7 +47,11 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The files under one `output_dir`; nothing is created before `claim`."""
+    """The files under one `output_dir`; nothing is created before `claim`.
+
+    A launcher claims it before it starts the ranks, and takes the claim back where they end before
+    training began. Ranks that nobody launched claim it themselves when training begins.
+    """
 
     path: Path
 
@@ -82,7 +87,7 @@ class RunDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object a line, one line a log record."""
+        """One JSON object a line, one line a log record; there since training began."""
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, step: int) -> Path:
@@ -117,40 +122,68 @@ class RunDirectory:
             raise RunFileError(f"resume_from_checkpoint: there is no folder {path}")
         return path
 
-    def claim(self, run: Run) -> None:
+    def check(self, run: Run) -> None:
+        """Refuses what `claim` would refuse, and writes nothing.
+
+        Raises:
+            OutputError: It is a file, cannot be written, or holds another run.
+        """
+        self._refuse_another_run(run)
+        there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def claim(self, run: Run, texts: Mapping[Path, str] | None = None) -> Claim:
         """Makes the directory this run's: refuses another run's, else writes the run's files.
 
         The same run may claim it again and go on. Nothing is ever deleted, and where a claim fails
         nothing is left behind.
 
+        Args:
+            run: The run.
+            texts: Other files of the run, or what a file should hold in place of the run's own.
+
         Raises:
             OutputError: It is a file, cannot be written, or holds another run.
         """
+        self._refuse_another_run(run)
+        own = {self.train_file: run.train_yaml()}
+        # The run file comes last: where it is, the others are.
+        files = {**own, **(texts or {}), self.run_file: run.run_yaml()}
         try:
-            self._refuse_another_run(run)
-            is_new = not self.run_file.is_file()
-            created = self._create()
-            try:
-                write_text_atomically(self.train_file, run.train_yaml())
-                run.write(self.run_file)
-            except BaseException:
-                if is_new:
-                    self.train_file.unlink(missing_ok=True)
-                for folder in created:
-                    folder.rmdir()
-                raise
+            return Claim.write(self.path, files)
         except OSError as error:
-            got = f"cannot write output_dir {self.path}: {error.strerror}"
-            raise OutputError(got, todo="choose another output_dir") from None
+            raise self._unwritable(error) from None
+
+    def begin(self, run: Run) -> None:
+        """Marks that training begins, and claims the directory where no launcher has done so.
+
+        Raises:
+            OutputError: As for `claim`.
+        """
+        if run.source is None or run.source.absolute() != self.train_file:
+            self.claim(run)
+        try:
+            self.metrics_file.touch()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def began_at(self) -> int | None:
+        """Returns when the metrics were last written, in nanoseconds; None where they never were.
+
+        It changes with `begin`.
+        """
+        return self.metrics_file.stat().st_mtime_ns if self.metrics_file.is_file() else None
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        got = f"cannot write output_dir {self.path}: {error.strerror}"
+        return OutputError(got, todo="choose another output_dir")
 
     def _entries(self) -> list[Path]:
         return sorted(self.path.iterdir()) if self.path.is_dir() else []
-
-    def _create(self) -> list[Path]:
-        """Creates the directory; returns what had to be created, the innermost first."""
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        return missing
 
     def _refuse_another_run(self, run: Run) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sailplan.run.config import Run
+from sailplan.run.directory import RunDirectory
+
 
 class MetricsFile(TrainerCallback):
-    """Appends every log record to a JSON-lines file, with its step and wall time.
+    """Appends every log record to the run's JSON-lines file, with its step and wall time.
 
     Args:
-        path: The file; its folder exists.
+        run: The run, whose directory is claimed when training begins: by then model and data have
+            proven good on every rank.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, run: Run) -> None:
+        self.run, self.directory = run, RunDirectory.of(run)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Claims the directory."""
+        if state.is_world_process_zero:
+            self.directory.begin(self.run)
 
     def on_log(
         self,
@@ -31,7 +41,7 @@ class MetricsFile(TrainerCallback):
         """Writes one line."""
         if state.is_world_process_zero and logs:
             record = {"step": state.global_step, "time": round(time.time(), 3), **logs}
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.directory.metrics_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
 

@@ -55,8 +55,8 @@ def train(run: Run) -> None:
     # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
     args, notes = training_arguments(run)
     directory = RunDirectory.of(run)
-    if args.process_index == 0 and run.source != directory.train_file:
-        directory.claim(run)
+    if args.process_index == 0:
+        directory.check(run)
     say(*run.notes, *run.differences(), *notes)
 
     # The data comes before the weights: what is wrong with it shows in seconds.
@@ -84,7 +84,7 @@ def train(run: Run) -> None:
         processing_class=processor,
         peft_config=lora_config(run, model),
         callbacks=[
-            MetricsFile(directory.metrics_file),
+            MetricsFile(run),
             GradientGuard(run.get("gradient_check_steps")),
         ],
     )
