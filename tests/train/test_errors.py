@@ -37,6 +37,18 @@ def test_rank_with_user_error_prints_one_line_and_exits_with_its_code() -> None:
     assert (code, text) == (4, "error: row 3 is empty; remove it\n")
 
 
+def test_rank_with_user_error_in_a_data_worker_prints_the_same_line() -> None:
+    body = """
+    from torch.utils.data import DataLoader
+    def collate(rows):
+        try:
+            raise OSError('cut')
+        except OSError as error:
+            raise DataError('image a.png is cut off', todo='get it again') from error
+    list(DataLoader([1], collate_fn=collate, num_workers=1))"""
+    assert end(start(body)) == (4, "error: image a.png is cut off; get it again\n")
+
+
 def test_rank_with_bug_keeps_its_traceback() -> None:
     code, text = end(start("raise ZeroDivisionError('ours')"))
     assert code == 1

@@ -47,7 +47,7 @@ def report_errors() -> Iterator[None]:
         _exit(128 + signal.SIGINT)
     except SailplanError as error:
         _wait_turn(first_rank_s=0.0)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {_line(error)}", file=sys.stderr, flush=True)
         _exit(error.exit_code)
     except Exception:
         _wait_turn(first_rank_s=UNKNOWN_ERROR_WAIT_S)
@@ -70,6 +70,16 @@ class _Interrupt:
             # It may come while another error is on its way out, where nothing catches it.
             sys.excepthook = lambda *_: None
             raise KeyboardInterrupt
+
+
+def _line(error: SailplanError) -> str:
+    """Returns the error's one line, without what a DataLoader's worker puts around it.
+
+    torch raises a worker's error again as one of the same class whose message is the worker's
+    whole traceback; the error's own line is the last of it.
+    """
+    kind = type(error)
+    return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
 
 
 def _wait_turn(*, first_rank_s: float) -> None:
