@@ -8,8 +8,10 @@ itself (truncate, mask, pack) is therefore switched off here, whatever the run f
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from sailplan.errors import RunFileError
 from sailplan.model.precision import fit_to_device
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
@@ -37,7 +39,7 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     """Makes the `SFTConfig` of this rank, with notes on what was switched off and why.
 
     Raises:
-        RunFileError: TRL or transformers refuse a value.
+        RunFileError: TRL or transformers refuse a value, or a tracker is not installed.
     """
     from trl import SFTConfig
 
@@ -51,4 +53,23 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     if run.get("packing"):
         notes.append("packing: not available yet; the samples are padded")
     output_dir = str(RunDirectory.of(run).path)
-    return run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir}), notes
+    args = run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir})
+    _check_trackers(args.report_to)
+    return args, notes
+
+
+def _check_trackers(names: Iterable[str]) -> None:
+    """Refuses trackers that transformers would refuse, when it has already loaded the model."""
+    from transformers.integrations import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    # transformers does not list these two even where they can be used.
+    usable = {*get_available_reporting_integrations(), "azure_ml", "flyte"}
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            allowed = f"none, all, {', '.join(INTEGRATION_TO_CALLBACK)}"
+            raise RunFileError(f"report_to is {name!r}", allowed=allowed)
+        if name not in usable:
+            raise RunFileError(f"report_to is {name}, which is not installed", todo="install it")
