@@ -76,6 +76,7 @@ FILES = {
     ),
     "4 bit, full": ("seed: 1\nload_in_4bit: true\n", ":2: load_in_4bit with full fine-tuning"),
     "8 bit, full": ("load_in_8bit: true\nuse_peft: false\n", "write use_peft: true, or drop it"),
+    "empty output": ("output_dir: ''\n", ":1: output_dir is empty; allowed: a folder"),
     "fp16 and bf16": ("fp16: true\nbf16: true\n", "fp16 and bf16 are both true"),
     "pixels swapped": (
         "min_pixels: 200\nmax_pixels: 100\n",

@@ -90,6 +90,8 @@ def check(explicit: Mapping[str, Any], get: Get, where: Mapping[str, str]) -> No
     for name, value in explicit.items():
         if name in RANGES and value is not None and value not in RANGES[name]:
             raise RunFileError(f"{where[name]}: {name} is {value:g}", allowed=str(RANGES[name]))
+    if explicit.get("output_dir") == "":  # it would be the working directory
+        raise RunFileError(f"{where['output_dir']}: output_dir is empty", allowed="a folder")
     held_out = get("eval_size")
     if held_out is not None and held_out > 1 and held_out != int(held_out):
         allowed = "a count of rows, or a fraction below 1"
