@@ -69,7 +69,7 @@ def find_run_file(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    if path.is_dir():
+    if name and path.is_dir():
         if (path / "run.yaml").is_file():
             return path / "run.yaml"
         raise RunFileError(f"{path} holds no run.yaml", todo="name a run file")
