@@ -82,14 +82,19 @@ def test_dry_run_without_compiler_goes_on_with_one_process_and_says_so(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        ([""], 2, "there is no run file ''"),
         (["nowhere.yaml"], 2, "there is no run file 'nowhere.yaml'"),
         (["{folder}/empty"], 2, "holds no run.yaml"),
         (["{folder}/run.yaml", "--learning_rat", "1"], 2, "did you mean learning_rate?"),
         (["{folder}/run.yaml", "--learning_rate", "fast"], 2, "learning_rate"),
         (["{folder}/run.yaml", "--learning_rate=-1"], 2, "learning_rate is -1"),
-        (["{folder}/run.yaml", "--model_name_or_path", "./missing"], 3, "does not exist"),
-        (["{folder}/run.yaml", "--model_name_or_path", "{folder}/empty"], 3, "empty folder"),
-        (["{folder}/run.yaml", "--dataset_name", "{folder}/missing.json"], 4, "does not exist"),
+        (["{folder}/run.yaml", "--model_name_or_path", "./missing"], 3, "no model folder"),
+        (["{folder}/run.yaml", "--model_name_or_path", "{folder}/empty"], 3, "no config.json; "),
+        (
+            ["{folder}/run.yaml", "--dataset_name", "{folder}/missing.json"],
+            4,
+            "there is no {folder}",
+        ),
         (["{folder}/run.yaml", "--main_process_port", "{taken}"], 6, "{taken} cannot be used"),
         (["{folder}/run.yaml", "--output_dir", "{folder}/run.yaml"], 7, "is a file"),
     ],

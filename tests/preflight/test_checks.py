@@ -1,61 +1,142 @@
-"""What is told before anything is started: local models and data that are not there."""
+"""What is told before anything is started: what is wrong with local models, data and folders."""
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import pytest
 
-from sailplan.errors import DataError, ModelError, RunFileError
-from sailplan.preflight.checks import check, is_local
+from sailplan.errors import DataError, ModelError, RunFileError, SailplanError
+from sailplan.preflight.checks import check
 from sailplan.run.config import Run
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+PAGE = b"<!doctype html>\n<html></html>"
+HEADER = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+WEIGHTS = struct.pack("<Q", len(HEADER)) + HEADER + bytes(8)
+INDEX = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}).encode()
 
-@pytest.mark.parametrize(
-    ("name", "local"),
-    [
-        ("gpt2", False),
-        ("Qwen/Qwen2-VL-7B-Instruct", False),
-        ("/models/qwen", True),
-        ("./qwen", True),
-        ("../qwen", True),
-        ("~/qwen", True),
-        ("runs/old/merged", True),
-        ("qwen/", True),
-    ],
-)
-def test_name_that_can_only_be_a_path_is_told_from_a_hub_name(name: str, local: bool) -> None:
-    assert is_local(name) is local
+
+def checked(
+    *flags: str, model: Path | str = "owner/model", data: Path | str = "owner/data"
+) -> None:
+    check(Run.from_flags(["--model_name_or_path", str(model), "--dataset_name", str(data), *flags]))
+
+
+def folder(path: Path, files: dict[str, bytes]) -> Path:
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return path
 
 
 def test_check_of_hub_names_leaves_them_to_the_ranks() -> None:
-    check(Run.from_flags(["--model_name_or_path", "owner/model", "--dataset_name", "owner/data"]))
-
-
-def test_check_without_model_is_refused() -> None:
-    with pytest.raises(RunFileError, match="model_name_or_path is missing"):
-        check(Run.from_flags(["--dataset_name", "owner/data"]))
+    checked()
+    checked("--processor_name_or_path", "owner/other", "--datasets", "owner/data")
 
 
 @pytest.mark.parametrize(
-    ("files", "message"), [((), "is an empty folder"), (("a.txt",), "holds no config.json")]
+    ("flags", "missing"),
+    [
+        (["--dataset_name", "owner/data"], "model_name_or_path is missing"),
+        (["--model_name_or_path", "owner/model"], "dataset_name is missing"),
+    ],
 )
-def test_check_of_a_folder_without_model_is_refused(
-    tmp_path: Path, files: tuple[str, ...], message: str
-) -> None:
-    for name in files:
-        (tmp_path / name).touch()
-    with pytest.raises(ModelError, match=message):
-        check(Run.from_flags(["--model_name_or_path", str(tmp_path)]))
-
-
-@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
-def test_check_of_a_model_folder_passes(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    check(Run.from_flags(["--model_name_or_path", str(tmp_path)]))
-
-
-def test_check_of_missing_data_is_refused(tmp_path: Path) -> None:
-    flags = ["--model_name_or_path", "owner/model", "--dataset_name", f"{tmp_path}/no.json"]
-    with pytest.raises(DataError, match=r"no\.json does not exist"):
+def test_check_without_model_or_data_is_refused(flags: list[str], missing: str) -> None:
+    with pytest.raises(RunFileError, match=missing):
         check(Run.from_flags(flags))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": b"{}"},
+        {"config.json": b"{}", "model.safetensors": WEIGHTS, "notes.json": b"not JSON"},
+        {
+            "config.json": b"{}",
+            "model.safetensors.index.json": INDEX,
+            "1.safetensors": WEIGHTS,
+            "2.safetensors": WEIGHTS,
+            "consolidated.safetensors": POINTER,  # of no use to transformers
+        },
+    ],
+)
+def test_check_of_a_model_folder_passes(tmp_path: Path, files: dict[str, bytes]) -> None:
+    checked(model=folder(tmp_path / "model", files))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no config.json; .*it is empty"),
+        ({"a.txt": b""}, "has no config.json; .*it holds a.txt"),
+        ({"adapter_config.json": b"{}"}, "holds an adapter, not a model"),
+        ({"config.json": POINTER}, "config.json is a Git-LFS pointer"),
+        ({"config.json": b"{"}, "config.json is not valid JSON"),
+        ({"config.json": b"{}", "tokenizer.json": POINTER}, "tokenizer.json is a Git-LFS pointer"),
+        ({"config.json": b"{}", "model.safetensors": POINTER}, "model.safetensors is a Git-LFS"),
+        (
+            {"config.json": b"{}", "model.safetensors": WEIGHTS[:-1]},
+            "model.safetensors is truncated or corrupt",
+        ),
+        (
+            {
+                "config.json": b"{}",
+                "model.safetensors.index.json": INDEX,
+                "1.safetensors": WEIGHTS,
+            },
+            "lacks 2.safetensors, which model.safetensors.index.json lists",
+        ),
+    ],
+)
+def test_check_of_a_broken_model_folder_is_refused(
+    tmp_path: Path, files: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        checked(model=folder(tmp_path / "model", files))
+
+
+@pytest.mark.parametrize("flag", ["--model_name_or_path", "--processor_name_or_path"])
+def test_check_of_a_missing_model_or_processor_is_refused(tmp_path: Path, flag: str) -> None:
+    with pytest.raises(ModelError, match=f"there is no model folder {tmp_path}/none; correct"):
+        checked(flag, f"{tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        ({}, "", "is an empty folder"),
+        ({}, "a.json", r"there is no .*a\.json; check dataset_name"),
+        ({"a.json": b""}, "a.json", "a.json is empty; get the file again"),
+        ({"a.json": PAGE}, "a.json", "a.json is a web page, not data"),
+        ({"a.parquet": POINTER}, "a.parquet", "a.parquet is a Git-LFS pointer"),
+        ({"a.parquet": b"PAR1", "b.parquet": POINTER}, "", "b.parquet is a Git-LFS pointer"),
+        ({"a.xlsx": b"PK"}, "a.xlsx", "a.xlsx is no data file; allowed: .json"),
+    ],
+)
+def test_check_of_what_is_no_data_is_refused(
+    tmp_path: Path, files: dict[str, bytes], name: str, message: str
+) -> None:
+    data = folder(tmp_path / "data", files) / name
+    with pytest.raises(DataError, match=message):
+        checked(data=data)
+    with pytest.raises(DataError, match=message):
+        check(Run.from_flags(["--model_name_or_path", "owner/model", "--datasets", str(data)]))
+
+
+def test_check_of_data_that_only_the_ranks_can_judge_passes(tmp_path: Path) -> None:
+    checked(data=folder(tmp_path / "data", {"a.json": b"[", "image.png": b""}))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--image_root", "image_root .*/none is no folder"),
+        ("--resume_from_checkpoint", "there is no folder .*/none"),
+    ],
+)
+def test_check_of_a_missing_folder_is_refused(tmp_path: Path, flag: str, message: str) -> None:
+    with pytest.raises(SailplanError, match=message):
+        checked(flag, f"{tmp_path}/none")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sailplan.data import foreign
+from sailplan.data.local import image_root
 from sailplan.data.remote import fetch
 from sailplan.data.rgb import to_rgb
 from sailplan.data.sample import ImageReference
-from sailplan.errors import DataError, RunFileError
+from sailplan.errors import DataError
 
 if TYPE_CHECKING:
     from sailplan.data.sources import Rows
@@ -142,11 +143,8 @@ def image_opener(run: Run, rows: Rows) -> ImageOpener:
     Raises:
         RunFileError: `image_root` is no folder.
     """
-    root = run.get("image_root")
-    if root is not None and not Path(root).expanduser().is_dir():
-        raise RunFileError(f"image_root {root} is no folder")
     return ImageOpener(
-        root=Path(root) if root is not None else rows.folder,
+        root=image_root(run) or rows.folder,
         allowed_hosts=frozenset(host.lower() for host in run.get("allowed_image_hosts") or ()),
     )
 

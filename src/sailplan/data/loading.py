@@ -50,20 +50,13 @@ def load_splits(source: Source) -> tuple[Splits, Path | None]:
             first = next(iter(first.values() if isinstance(first, Mapping) else first))
         files = [Path(first)] if Path(first).is_file() else []
         return _read(source, source.path, files, data_files=source.data_files), Path(first).parent
+    local.glance(source.path)
     if path.is_file():
-        return _load_file(source, path), path.parent
+        return _read_files(source, {"train": [path]}), path.parent
     if path.is_dir():
         return _load_folder(source, path), path
-    if local.looks_local(source.path):
-        raise DataError(f"there is no {source.path}", todo="check dataset_name")
     cache = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source.path, repo_type="dataset")
     return _read(source, source.path, []), cache
-
-
-def _load_file(source: Source, path: Path) -> Splits:
-    if local.builder(path) is None:
-        raise DataError(f"{path} is no data file", allowed=", ".join(local.BUILDERS))
-    return _read_files(source, {"train": [path]})
 
 
 def _load_folder(source: Source, folder: Path) -> Splits:

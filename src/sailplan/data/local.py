@@ -6,10 +6,13 @@ import codecs
 import json
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from sailplan.data import foreign
-from sailplan.errors import DataError
+from sailplan.errors import DataError, RunFileError
+
+if TYPE_CHECKING:
+    from sailplan.run.config import Run
 
 BUILDERS = {
     ".json": "json",
@@ -38,6 +41,7 @@ def looks_local(name: str) -> bool:
     """Whether a dataset name can only be a path: a Hub name is `name` or `owner/name`."""
     return (
         name.startswith(("/", "./", "../", "~"))
+        or name.endswith("/")
         or name in (".", "..")
         or name.count("/") > 1
         or builder(Path(name)) is not None
@@ -87,6 +91,38 @@ def by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     return splits
 
 
+def glance(name: str) -> None:
+    """Refuses what cannot be data, from names and first bytes alone; a Hub name passes.
+
+    Raises:
+        DataError: It is a path without data behind it, or a file there is not what its name says.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise DataError(f"{name} is an empty folder", todo="check dataset_name")
+        for file in [] if is_saved_dataset(path) else data_files(path):
+            _check_head(file)
+    elif path.is_file():
+        if builder(path) is None:
+            raise DataError(f"{path} is no data file", allowed=", ".join(BUILDERS))
+        _check_head(path)
+    elif looks_local(name):
+        raise DataError(f"there is no {name}", todo="check dataset_name")
+
+
+def image_root(run: Run) -> Path | None:
+    """Returns the folder that the run file gives for images, None where it gives none.
+
+    Raises:
+        RunFileError: It is no folder.
+    """
+    root = run.get("image_root")
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise RunFileError(f"image_root {root} is no folder")
+    return None if root is None else Path(root)
+
+
 def check(path: Path) -> None:
     """Refuses a file that is not what its name says.
 
@@ -96,16 +132,20 @@ def check(path: Path) -> None:
     Raises:
         DataError: It is unreadable, empty, a web page, a Git-LFS pointer, or text but not UTF-8.
     """
+    _check_head(path)
+    if builder(path) in _TEXT_BUILDERS and path.suffix.lower() not in _COMPRESSIONS:
+        with path.open("rb") as file:
+            _check_encoding(path, file)
+
+
+def _check_head(path: Path) -> None:
     try:
         with path.open("rb") as file:
             found = foreign.describe(file.read(foreign.HEAD_BYTES))
-            if found is not None:
-                raise DataError(f"{path} {found[0]}", todo=found[1])
-            if builder(path) in _TEXT_BUILDERS and path.suffix.lower() not in _COMPRESSIONS:
-                file.seek(0)
-                _check_encoding(path, file)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if found is not None:
+        raise DataError(f"{path} {found[0]}", todo=found[1])
 
 
 def _check_encoding(path: Path, file: BinaryIO) -> None:

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from sailplan.errors import ModelError
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+_TOKENIZER, _INDEX = "tokenizer.json", "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
 _LFS_POINTER = b"version https://git-lfs"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def check_path(name: str) -> None:
+    """Checks that `name` is a folder, or can only be a name on the hub.
+
+    Raises:
+        ModelError: It is a path without a folder behind it.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ModelError(f"{name} is a file", allowed="a model folder or a name on the hub")
+    # A hub name is NAME or OWNER/NAME.
+    is_path = name.startswith((".", "~", "/")) or name.count("/") > 1 or name.endswith("/")
+    if is_path and not path.is_dir():
+        raise ModelError(
+            f"there is no model folder {name}",
+            todo="correct the path (a relative one starts at the working directory)",
+        )
 
 
 def check_folder(name: str) -> None:
@@ -18,18 +40,9 @@ def check_folder(name: str) -> None:
     Raises:
         ModelError: It is a path without a folder behind it, or a folder without a model.
     """
+    check_path(name)
     path = Path(name).expanduser()
-    if path.is_file():
-        raise ModelError(f"{name} is a file", allowed="a model folder or a name on the hub")
-    if not path.is_dir():
-        # A hub name is NAME or OWNER/NAME.
-        if name.startswith((".", "~", "/")) or name.count("/") > 1 or name.endswith("/"):
-            raise ModelError(
-                f"there is no model folder {name}",
-                todo="correct model_name_or_path (relative paths start at the working directory)",
-            )
-        return
-    if (path / _CONFIG).is_file():
+    if not path.is_dir() or (path / _CONFIG).is_file():
         return
     if (path / _ADAPTER).is_file():
         raise ModelError(
@@ -42,6 +55,23 @@ def check_folder(name: str) -> None:
         allowed="a folder written by save_pretrained, or a name on the hub",
         todo=f"it holds {', '.join(found)}" if found else "it is empty",
     )
+
+
+def check_files(name: str) -> None:
+    """Checks the files of a model's folder without loading it, of weights the headers alone.
+
+    Raises:
+        ModelError: One of them is a Git-LFS pointer, cut off, or missing.
+    """
+    folder = Path(name).expanduser()
+    texts = [folder / name for name in (_CONFIG, _TOKENIZER, _INDEX)]
+    broken = _broken_file(path for path in texts if path.is_file())
+    if not broken:
+        index = folder / _INDEX
+        names = _shards(index) if index.is_file() else [_WEIGHTS]
+        broken = _broken_file(folder / name for name in names if (folder / name).is_file())
+    if broken:
+        raise ModelError(broken, todo="download the model again")
 
 
 def explain(error: Exception, name: str, what: str) -> ModelError:
@@ -66,7 +96,8 @@ def explain(error: Exception, name: str, what: str) -> ModelError:
             f"the {what} of {name} could not be loaded: {_first_line(error)}",
             todo="check the name, the network, and hf auth login where the model is gated",
         )
-    broken = _broken_file(Path(name).expanduser())
+    folder = Path(name).expanduser()
+    broken = _broken_file(sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))))
     if broken:
         return ModelError(broken, todo="download the model again")
     if what == "weights" and "ignore_mismatched_sizes" in str(error):
@@ -81,31 +112,38 @@ def explain(error: Exception, name: str, what: str) -> ModelError:
     return ModelError(f"the {what} of {name} could not be loaded: {_first_line(error)}", todo=todo)
 
 
-def _broken_file(folder: Path) -> str | None:
-    """Returns what is wrong with the first file of `folder` that cannot be read."""
-    import json
-
+def _broken_file(paths: Iterable[Path]) -> str | None:
+    """Returns what is wrong with the first of a model's files that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
-    for path in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+    for path in paths:
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 return f"{path} is a Git-LFS pointer, not the file itself (git lfs pull gets it)"
         try:
             if path.suffix == ".json":
-                content = json.loads(path.read_text(encoding="utf-8"))
-                shards = set(content.get("weight_map", {}).values()) if content else set()
-                missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+                missing = [name for name in _shards(path) if not (path.parent / name).is_file()]
                 if missing:
-                    return f"{folder} lacks {missing[0]}, which {path.name} lists"
+                    return f"{path.parent} lacks {missing[0]}, which {path.name} lists"
             else:
                 with safe_open(path, framework="numpy"):
                     pass
-        except (ValueError, AttributeError):
+        except ValueError:
             return f"{path} is not valid JSON"
         except SafetensorError as error:
             return f"{path} is truncated or corrupt ({error})"
     return None
+
+
+def _shards(path: Path) -> list[str]:
+    """Returns the files that a JSON file lists as holding weights; none where it is no index.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    return sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import ModelError
 from sailplan.model.attention import FLASH, choose_attention
-from sailplan.model.folder import check_folder, explain
+from sailplan.model.folder import check_folder, check_path, explain
 from sailplan.model.pixels import set_pixel_budget
 from sailplan.model.precision import find_device, fit_to_device
 
@@ -68,6 +68,7 @@ def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
     name, source = _name(run), _source(run)
     if run.get("processor_name_or_path"):
         name, source["revision"] = run.get("processor_name_or_path"), None
+        check_path(name)
     try:
         processor = AutoProcessor.from_pretrained(str(Path(name).expanduser()), **source)
     except Exception as error:
@@ -267,6 +268,7 @@ def _chat_template(run: Run, vocabulary: dict[str, int]) -> str:
                 f"chat_template_path {source} cannot be read ({error.strerror})",
                 allowed="a .jinja file, or a model whose template to take",
             ) from None
+    check_path(source)
     try:
         other = AutoTokenizer.from_pretrained(source, **_source(run) | {"revision": None})
     except Exception as error:

@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Iterator
 
-from sailplan.errors import DataError, ModelError
+from sailplan.data import local
+from sailplan.model.folder import check_files, check_folder, check_path
 from sailplan.run.config import Run
+from sailplan.run.directory import RunDirectory
 
 
 def check(run: Run) -> None:
-    """Refuses a run whose local model or data is not there.
+    """Refuses a run whose local model, data or checkpoint is not there, or not what it should be.
 
-    A name that may be a hub repository is left to the ranks.
+    A name that may be a hub repository is left to the ranks, and so is what only the libraries
+    that read a file can tell.
 
     Raises:
-        RunFileError: No model is named.
-        ModelError: The model is a local path without a model.
-        DataError: The data is a local path that does not exist.
+        RunFileError: No model or no data is named, or a folder of the run file is missing.
+        ModelError: The model is a local path without a model, or with a broken one.
+        DataError: The data is a local path without data, or a web page or a pointer in its place.
     """
-    run.require("model_name_or_path")
-    _check_model(str(run.get("model_name_or_path")))
-    data = run.get("dataset_name")
-    if data and is_local(data) and not Path(data).expanduser().exists():
-        raise DataError(
-            f"dataset_name {data} does not exist", todo="give a file, a folder or a hub name"
-        )
+    run.require("model_name_or_path", *([] if run.get("datasets") else ["dataset_name"]))
+    model, processor = run.get("model_name_or_path"), run.get("processor_name_or_path")
+    check_folder(model)
+    check_files(model)
+    if processor:
+        check_path(processor)
+    for name in _data_names(run):
+        local.glance(name)
+    local.image_root(run)
+    RunDirectory.of(run).asked_checkpoint(run)
 
 
-def _check_model(name: str) -> None:
-    path = Path(name).expanduser()
-    if not path.exists() and is_local(name):
-        raise ModelError(
-            f"model_name_or_path {name} does not exist", todo="give a folder or a hub name"
-        )
-    if path.is_dir() and any(path.iterdir()) and not _has_config(path):
-        raise ModelError(
-            f"model_name_or_path {name} holds no config.json", todo="give a model's folder"
-        )
-    if path.is_dir() and not any(path.iterdir()):
-        raise ModelError(f"model_name_or_path {name} is an empty folder")
-
-
-def is_local(name: str) -> bool:
-    """Says whether a name can only be a path: a hub name is at most `owner/name`."""
-    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or os.sep == name[-1:]
-
-
-def _has_config(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+def _data_names(run: Run) -> Iterator[str]:
+    for entry in run.get("datasets") or [{"path": run.get("dataset_name")}]:
+        if not entry.get("data_files"):  # else the path may be the name of a kind of file
+            yield str(entry["path"])
