@@ -21,14 +21,14 @@ from PIL import Image, ImageDraw
 from sailplan.progress import track
 
 COLOURS = {
-    "red": (214, 40, 40),
-    "blue": (35, 80, 200),
-    "green": (34, 139, 60),
-    "yellow": (240, 190, 0),
-    "purple": (130, 50, 170),
+    "red": (215, 35, 35),
+    "blue": (25, 85, 220),
+    "green": (25, 160, 65),
+    "yellow": (245, 195, 0),
+    "pink": (250, 110, 185),
     "black": (25, 25, 25),
 }
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("ring", "square", "triangle", "star")
 COUNTS = ("one", "two", "three", "four")
 ROOMS = {
     "kitchen": "Home & Kitchen | Wall Art",
@@ -179,8 +179,9 @@ def _draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, circle: Circle, fill: tuple[int, ...]
 ) -> None:
     x, y, radius = circle
-    if shape == "circle":
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+    if shape == "ring":
+        box = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(box, outline=fill, width=round(0.45 * radius))
         return
     corners = {
         "square": [(45 + 90 * step, 1.2) for step in range(4)],

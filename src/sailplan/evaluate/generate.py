@@ -83,7 +83,12 @@ class Speaker:
 
 
 def load_speaker(
-    name: str, *, adapter: str | None = None, load_in_4bit: bool = False, skip_adapter: bool = False
+    name: str,
+    *,
+    adapter: str | None = None,
+    load_in_4bit: bool = False,
+    skip_adapter: bool = False,
+    use_cpu: bool = False,
 ) -> Speaker:
     """Loads a model, with an adapter on top where there is one.
 
@@ -92,6 +97,7 @@ def load_speaker(
         adapter: An adapter's folder, to go on top of the model called `name`.
         load_in_4bit: Quantise the model to nf4, as QLoRA trains on it.
         skip_adapter: Load the base model alone where `name` is an adapter.
+        use_cpu: Stay on the CPU even where there is a GPU.
 
     Raises:
         ModelError: The model or adapter is missing, broken, or they do not fit.
@@ -100,7 +106,7 @@ def load_speaker(
         adapter, name = name, _base_model(Path(name).expanduser())
     if adapter is not None:
         _check_adapter(Path(adapter).expanduser())
-    flags = ["--model_name_or_path", name, "--dtype", "auto"]
+    flags = ["--model_name_or_path", name, "--dtype", "auto", "--use_cpu", str(use_cpu)]
     if load_in_4bit:
         flags += ["--load_in_4bit", "true", "--use_peft", "true"]
     run = Run.from_flags(flags)

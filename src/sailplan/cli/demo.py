@@ -1,0 +1,32 @@
+"""`sailplan demo`: the whole loop on this machine, in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A new folder for everything that is made; thrown away where not given."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawings and the model's first weights.")] = 0,
+) -> None:
+    """Does the whole loop on any machine: draws data, trains a small model twice, compares.
+
+    Without network or GPU: a product catalogue is drawn, a small Qwen2-VL is trained on it in full
+    under DeepSpeed ZeRO-3 on two processes, then taught another style by QLoRA on one.
+    """
+    from sailplan.demo.run import run_demo
+    from sailplan.train.say import calm_libraries
+
+    calm_libraries()
+    if output is not None:
+        run_demo(output, seed=seed)
+        return
+    with TemporaryDirectory(prefix="sailplan-demo-") as folder:
+        run_demo(Path(folder), seed=seed)
