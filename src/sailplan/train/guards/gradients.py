@@ -5,7 +5,7 @@ without an error and ends in weights that never moved. So each trainable tensor 
 has had one gradient that is finite and not zero, which healthy runs reach in two steps.
 
 How: a hook on each parameter, which autograd calls with the gradient before any strategy reduces,
-shards or frees it. See docs/decisions/0007-gradient-guard.md.
+shards or frees it. See docs/decisions/0005-gradient-guard.md.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ class GradientGuard(TrainerCallback):
         self._waiting: dict[str, int] = {}
         self._handles: list[Any] = []
 
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """The trainable tensors that have not had a gradient yet."""
+        return tuple(self._waiting)
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -57,6 +62,7 @@ class GradientGuard(TrainerCallback):
     ) -> None:
         """Hooks the trainable parameters."""
         self._release()
+        self._waiting = {}
         if self.num_steps <= 0 or model is None:
             return
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -182,7 +188,7 @@ class GradientGuard(TrainerCallback):
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._waiting = [], {}
+        self._handles = []
 
 
 def _hook(parameter: Any, see: Callable[[Tensor], None]) -> Any:
