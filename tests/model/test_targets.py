@@ -117,3 +117,10 @@ def test_targets_that_cannot_be_trained_are_refused_by_name(
 def test_targets_rank_zero_is_refused(load: Callable[..., PreTrainedModel]) -> None:
     with pytest.raises(ModelError, match="lora_r is 0; allowed: 1 or more"):
         adapted(load("llama"), lora_r=0)
+
+
+def test_modules_to_save_that_do_not_exist_are_refused(
+    load: Callable[..., PreTrainedModel],
+) -> None:
+    with pytest.raises(ModelError, match="lora_modules_to_save: 'lmhead' is no module"):
+        adapted(load("llama"), lora_modules_to_save=["embed_tokens", "lmhead"])

@@ -75,3 +75,16 @@ def test_freeze_unused_llava_freezes_the_last_clip_layer_and_names_it(
     assert roots == {"encoder.layers.2", "post_layernorm.weight", "post_layernorm.bias"}
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == set(names)
+    assert freeze_unused(model) == ()
+
+
+def test_freeze_unused_under_lora_freezes_biases_that_cannot_train(
+    tiny_model: Callable[[str], Path],
+) -> None:
+    model = load_model(Run(explicit={"model_name_or_path": str(tiny_model("llava"))}))
+    config = lora_config(Run(explicit={**ARTICLE.explicit, "lora_bias": "all"}), model)
+
+    names = freeze_unused(get_peft_model(model, config))
+
+    assert names
+    assert all("vision_tower" in name and name.endswith("bias") for name in names)

@@ -107,7 +107,9 @@ def explain(error: Exception, name: str, what: str) -> ModelError:
             todo="download the model again, or correct its config.json",
         )
     todo = ""
-    if "trust_remote_code" in str(error):
+    if "attn_implementation" in str(error) or "lashAttention" in str(error):
+        todo = "write attn_implementation: auto to take what this machine has"
+    elif "trust_remote_code" in str(error):
         todo = "write trust_remote_code: true if you trust the code in that repository"
     return ModelError(f"the {what} of {name} could not be loaded: {_first_line(error)}", todo=todo)
 

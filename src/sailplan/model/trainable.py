@@ -10,7 +10,7 @@ from sailplan.model.families import family_of
 from sailplan.model.targets import target_modules
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -29,6 +29,14 @@ def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
 
     if run.get("lora_r") < 1:
         raise ModelError(f"lora_r is {run.get('lora_r')}", allowed="1 or more")
+    kept = run.get("lora_modules_to_save") or []
+    modules = [name for name, _ in model.named_modules()]
+    for wanted in kept:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
+            raise ModelError(
+                f"lora_modules_to_save: {wanted!r} is no module of the model",
+                allowed="names such as embed_tokens or lm_head",
+            )
     optional = {}
     if run.is_set("lora_target_parameters"):
         optional["target_parameters"] = run.get("lora_target_parameters")
@@ -47,7 +55,7 @@ def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
             bias=run.get("lora_bias"),
             use_rslora=run.get("use_rslora"),
             use_dora=run.get("use_dora"),
-            modules_to_save=run.get("lora_modules_to_save"),
+            modules_to_save=kept or None,
             target_modules=targets,
             **optional,
         )
@@ -55,13 +63,19 @@ def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
         raise ModelError(f"PEFT refuses the LoRA settings: {error}") from error
 
 
-def freeze_unused(model: PreTrainedModel) -> tuple[str, ...]:
-    """Freezes the parameters that can never have a gradient, and returns their names."""
-    names = family_of(model.config).unused_parameters(model)
+def freeze_unused(model: PreTrainedModel | PeftModel) -> tuple[str, ...]:
+    """Freezes what would train but can never have a gradient, and returns its names.
+
+    Args:
+        model: The model that trains, wrapped by PEFT where it does (`lora_bias: all` makes
+            biases trainable wherever they lie).
+    """
     parameters = dict(model.named_parameters())
+    unused = family_of(model.config).unused_parameters(model)
+    names = tuple(name for name in unused if parameters[name].requires_grad)
     for name in names:
         parameters[name].requires_grad_(False)
-    return tuple(names)
+    return names
 
 
 def describe(model: nn.Module) -> str:

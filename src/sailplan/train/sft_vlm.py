@@ -71,9 +71,6 @@ def train(run: Run) -> None:
     checkpoint = directory.asked_checkpoint(run)
     model = load_model(run, checkpoint=checkpoint)
     say("attention: {}, {}".format(*attention(run)))
-    unused = freeze_unused(model)
-    if unused:
-        say(f"frozen, because this architecture never uses them: {', '.join(unused)}")
 
     trainer = SFTTrainer(
         model=model,
@@ -91,6 +88,9 @@ def train(run: Run) -> None:
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
+    unused = freeze_unused(trainer.model)
+    if unused:
+        say(f"frozen, because this architecture never uses them: {', '.join(unused)}")
     say(describe(trainer.model))
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
