@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -69,8 +70,8 @@ def run_demo(folder: Path, *, seed: int = 0) -> None:
     qlora = _measure("then QLoRA × 1", files.qlora_output, held_out, since=start, load_in_4bit=True)
 
     _print_table((base, full, qlora))
-    _check(full, "description")
-    _check(qlora, "listing")
+    check_aim(full, "description")
+    check_aim(qlora, "listing")
 
 
 def _empty(folder: Path) -> Path:
@@ -106,7 +107,7 @@ def _train(run_file: Path) -> Launch:
     _say(*launch.notes)
     local.write_files(run, launch, machine)
     code = local.carry_out(launch, environment)
-    if code == 128 + 2:
+    if code == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     if code:
         raise TrainingError(f"training by {run_file} ended with exit code {code} (see above)")
@@ -146,7 +147,12 @@ def _print_table(steps: Sequence[Step]) -> None:
     )
 
 
-def _check(step: Step, style: str) -> None:
+def check_aim(step: Step, style: str) -> None:
+    """Holds a step to its aim: to answer right, and by looking.
+
+    Raises:
+        TrainingError: It was missed.
+    """
     if step.scores[style] < LEAST_EXACT_MATCH:
         raise TrainingError(
             f"{step.name}: {step.scores[style]:.1%} of the {style}s are right",
