@@ -59,7 +59,7 @@ def test_rows_of_each_kind_of_file_are_loaded(tmp_path: Path, run_on: RunOn, nam
 
     assert [{key: str(row[key]) for key in row} for row in rows.train] == ROWS
     assert rows.eval is None
-    assert rows.folder == (path if path.is_dir() else path.parent)
+    assert rows.entries[0].folder == (path if path.is_dir() else path.parent)
 
 
 def test_rows_of_saved_dataset_dict_keep_their_splits(tmp_path: Path, run_on: RunOn) -> None:
@@ -87,7 +87,7 @@ def test_folder_of_json_and_images_is_read_for_its_json(tmp_path: Path, run_on: 
     assert rows.train["image"] == ["images/0.png"] * 2
     assert rows.eval is not None
     assert rows.eval["image"] == ["images/1.png"]
-    assert rows.folder == tmp_path
+    assert rows.entries[0].folder == tmp_path
 
 
 def test_folder_with_image_metadata_is_read_as_an_image_folder(
@@ -217,6 +217,17 @@ def test_eval_size_holds_out_the_same_rows_every_time(tmp_path: Path, run_on: Ru
     assert list(first.eval["answer"]) != list(other.eval["answer"])
 
 
+@pytest.mark.parametrize("size", ["1", "2", "5", "9"])
+def test_numbers_say_where_rows_were_before_some_were_held_out(
+    tmp_path: Path, run_on: RunOn, size: str
+) -> None:
+    rows = load_rows(run_on(write(tmp_path / "a.jsonl", ROWS), "--eval_size", size))
+
+    assert rows.eval is not None
+    for split, held in (("train", rows.train), ("eval", rows.eval)):
+        assert [int(answer) for answer in held["answer"]] == rows.numbers[split]
+
+
 def test_eval_size_below_one_is_a_fraction(tmp_path: Path, run_on: RunOn) -> None:
     rows = load_rows(run_on(write(tmp_path / "a.jsonl", ROWS), "--eval_size", "0.2"))
 
@@ -270,15 +281,7 @@ def test_datasets_block_of_one_entry_is_loaded(tmp_path: Path) -> None:
     assert rows.eval is not None
     assert (len(rows.train), len(rows.eval)) == (8, 2)
     assert rows.train.column_names == ["answer"]
-    assert rows.folder == tmp_path
-
-
-def test_datasets_block_of_several_entries_is_refused(tmp_path: Path) -> None:
-    run_file = tmp_path / "run.yaml"
-    run_file.write_text("datasets:\n- path: a\n- path: b\n")
-
-    with pytest.raises(RunFileError, match="2 entries: mixtures are not supported yet"):
-        load_rows(Run.from_file(run_file))
+    assert rows.entries[0].folder == tmp_path
 
 
 def test_run_without_dataset_is_refused() -> None:

@@ -108,7 +108,7 @@ def test_check_of_a_missing_model_or_processor_is_refused(tmp_path: Path, flag: 
     ("files", "name", "message"),
     [
         ({}, "", "is an empty folder"),
-        ({}, "a.json", r"there is no .*a\.json; check dataset_name"),
+        ({}, "a.json", r"there is no .*a\.json; check the path"),
         ({"a.json": b""}, "a.json", "a.json is empty; get the file again"),
         ({"a.json": PAGE}, "a.json", "a.json is a web page, not data"),
         ({"a.parquet": POINTER}, "a.parquet", "a.parquet is a Git-LFS pointer"),

@@ -62,7 +62,8 @@ class Collator:
         """Returns the model's inputs of a batch, padded on the right.
 
         Args:
-            rows: Rows with `input_ids`, `labels` and the format's image columns.
+            rows: Rows with `input_ids`, `labels`, the format's image columns, and `entry`, the
+                entry of the data that they are from, where there are several.
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, `[rows, tokens]`, and what the family's
@@ -91,7 +92,8 @@ class Collator:
     def _open(self, row: Mapping[str, Any]) -> list[Image.Image]:
         if not self._has_images:
             return []
-        return [self._opener.open(reference) for reference in self._format.images(row)]
+        entry = row.get("entry", 0)
+        return [self._opener.open(reference, entry) for reference in self._format.images(row)]
 
     def _dummy_ids(self) -> list[int]:
         text = self._expander.replacement(DUMMY_SIZE)

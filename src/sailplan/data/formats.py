@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sailplan.data.conversations import Llava, Messages, PromptCompletion
+from sailplan.data.mixture import seen, shared_columns
 from sailplan.data.plain import Text, alpaca
 from sailplan.data.prompts import parse
 from sailplan.data.references import PART_KEYS
@@ -14,8 +15,6 @@ from sailplan.data.template import Template
 from sailplan.errors import DataError, RunFileError
 
 if TYPE_CHECKING:
-    from datasets import Features
-
     from sailplan.data.sources import Rows
     from sailplan.run.config import Run
 
@@ -45,24 +44,26 @@ class Format(Protocol):
 def resolve_format(run: Run, rows: Rows) -> Format:
     """Returns the format of the rows, named by `dataset_format` or detected from the columns.
 
+    Of several entries, only columns of images may be missing in some: there, rows have no image.
+
     Raises:
         DataError: The columns fit no format, or several, or lack what the named format needs.
         RunFileError: A prompt of the run file is malformed, or belongs to another format.
     """
-    features = rows.train.features
+    features, columns = rows.train.features, shared_columns(rows.entries)
     name = run.get("dataset_format")
     needs = _needs(run)
     if name == "auto":
-        name = _detect(run, list(features), needs)
-    missing = [column for column in needs[name] if column not in features]
+        name = _detect(run, rows, columns, needs)
+    missing = [column for column in needs[name] if column not in columns]
     if missing:
         lacking = ", ".join(map(repr, missing))
-        raise DataError(f"dataset_format {name} lacks the column {lacking}; {_seen(features)}")
+        raise DataError(f"dataset_format {name} lacks the column {lacking}; {seen(rows.entries)}")
     _refuse_idle_prompts(run, name)
     system_prompt = run.get("system_prompt")
-    images = _image_columns(run, features)
+    images = _image_columns(run, rows)
     if name == "template":
-        return _template(run, features, images)
+        return _template(run, rows, images)
     if name in ("alpaca", "text"):
         if images:
             raise DataError(
@@ -101,7 +102,7 @@ def _needs(run: Run) -> dict[str, list[str]]:
     }
 
 
-def _detect(run: Run, columns: list[str], needs: dict[str, list[str]]) -> str:
+def _detect(run: Run, rows: Rows, columns: list[str], needs: dict[str, list[str]]) -> str:
     if run.get("user_prompt"):
         return "template"
     if run.is_set("dataset_text_field") and needs["text"][0] in columns:
@@ -118,13 +119,14 @@ def _detect(run: Run, columns: list[str], needs: dict[str, list[str]]) -> str:
     )
     if fitting:
         raise DataError(
-            f"the columns fit {' and '.join(fitting)}; {_seen(columns)}",
+            f"the columns fit {' and '.join(fitting)}; {seen(rows.entries)}",
             todo=f"name one: dataset_format: {fitting[0]}",
         )
     raise DataError(
-        f"the columns fit no format; {_seen(columns)}",
+        f"the columns fit no format; {seen(rows.entries)}",
         allowed=f"{each}; template: any columns, with user_prompt and answer_column",
-        todo="set dataset_format, or rename the columns",
+        todo="set dataset_format, or rename the columns"
+        + (" so that all entries have one format" if len(rows.entries) > 1 else ""),
     )
 
 
@@ -143,32 +145,37 @@ def _refuse_idle_prompts(run: Run, name: str) -> None:
             )
 
 
-def _template(run: Run, features: Features, images: tuple[str, ...]) -> Template:
+def _template(run: Run, rows: Rows, images: tuple[str, ...]) -> Template:
     user, answer = run.get("user_prompt"), run.get("answer_column")
     if not user or not answer:
         missing = "user_prompt" if not user else "answer_column"
         raise RunFileError(f"dataset_format template without {missing}", todo=f"set {missing}")
-    texts = [column for column in features if column not in images]
+    shared = shared_columns(rows.entries)
+    columns = [c for c in rows.train.column_names if c in shared or c in images]
+    texts = [column for column in columns if column not in images]
     return Template(
-        user=parse(user, option="user_prompt", columns=list(features)),
+        user=parse(user, option="user_prompt", columns=columns),
         system=parse(run.get("system_prompt") or "", option="system_prompt", columns=texts),
         answer_column=answer,
         image_columns=images,
         class_names={
             column: tuple(feature.names)
-            for column, feature in features.items()
+            for column, feature in rows.train.features.items()
             if type(feature).__name__ == "ClassLabel"
         },
     )
 
 
-def _image_columns(run: Run, features: Features) -> tuple[str, ...]:
+def _image_columns(run: Run, rows: Rows) -> tuple[str, ...]:
     """The columns named by the user, else those of images by type, else `images` or `image`."""
+    features = rows.train.features
     named = run.get("image_columns")
     if named:
         missing = [column for column in named if column not in features]
         if missing:
-            raise DataError(f"no image column {', '.join(map(repr, missing))}; {_seen(features)}")
+            raise DataError(
+                f"no image column {', '.join(map(repr, missing))}; {seen(rows.entries)}"
+            )
         return tuple(named)
     typed = [column for column, feature in features.items() if _is_image(feature)]
     known = [column for column in ("images", "image") if column in features]
@@ -198,7 +205,3 @@ def _may_carry_images(feature: Any) -> bool:
     if isinstance(part, Mapping):
         return any(key in part for key in PART_KEYS)
     return type(part).__name__ == "Json"
-
-
-def _seen(columns: Any) -> str:
-    return f"columns seen: {', '.join(map(repr, columns))}"

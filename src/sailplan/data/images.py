@@ -41,6 +41,8 @@ class ImageOpener:
 
     root: Path | None
     """The folder that paths are relative to and may not leave; None: no paths, only bytes."""
+    entry_roots: tuple[Path, ...] = ()
+    """The same for each entry of the data, where their folders differ; `root` then is None."""
     allowed_hosts: frozenset[str] = frozenset()
     """The hosts from which images may be fetched, `host` or `host:port`."""
     pixel_limit: int = PIXEL_LIMIT
@@ -49,27 +51,37 @@ class ImageOpener:
     def __post_init__(self) -> None:
         if self.root is not None:
             object.__setattr__(self, "root", self.root.expanduser().resolve())
+        roots = tuple(root.expanduser().resolve() for root in self.entry_roots)
+        object.__setattr__(self, "entry_roots", roots)
 
-    def size(self, reference: ImageReference) -> tuple[int, int]:
+    def size(self, reference: ImageReference, entry: int = 0) -> tuple[int, int]:
         """Returns width and height in pixels as `open` will show them, without decoding.
+
+        Args:
+            reference: The image.
+            entry: The entry of the data that it is from.
 
         Raises:
             DataError: The image is missing, not allowed, not an image, or too large.
         """
-        with self._header(reference) as image:
+        with self._header(reference, entry) as image:
             width, height = image.size
             return (height, width) if _orientation(image) in _SWAPPED else (width, height)
 
-    def open(self, reference: ImageReference) -> Image.Image:
+    def open(self, reference: ImageReference, entry: int = 0) -> Image.Image:
         """Returns the image in RGB, upright, its transparent parts on white.
 
         Of an animation, the first frame.
+
+        Args:
+            reference: The image.
+            entry: The entry of the data that it is from.
 
         Raises:
             DataError: As for `size`, or the pixels are corrupt or cut off.
         """
         label = _label(reference)
-        with self._header(reference) as image:
+        with self._header(reference, entry) as image:
             orientation = _orientation(image)
             try:
                 image.load()
@@ -82,9 +94,9 @@ class ImageOpener:
                     f"image {label} is corrupt or cut off: {error}", todo="get the file again"
                 ) from error
 
-    def _header(self, reference: ImageReference) -> Image.Image:
+    def _header(self, reference: ImageReference, entry: int) -> Image.Image:
         label = _label(reference)
-        source = self._source(reference)
+        source = self._source(reference, entry)
         try:
             image = Image.open(source, formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -104,7 +116,7 @@ class ImageOpener:
             todo="scale it down",
         )
 
-    def _source(self, reference: ImageReference) -> Path | io.BytesIO:
+    def _source(self, reference: ImageReference, entry: int) -> Path | io.BytesIO:
         """Returns where the encoded bytes are: those that came with the row before any path."""
         if reference["bytes"] is not None:
             return io.BytesIO(reference["bytes"])
@@ -118,35 +130,40 @@ class ImageOpener:
             raise DataError(
                 f"image {_short(path)} is no path", allowed="paths, and http(s) where allowed"
             )
-        return self._inside(path)
-
-    def _inside(self, path: str) -> Path:
-        label = _short(path)
-        if self.root is None:
-            raise DataError(f"image {label} has no folder to be in", todo="set image_root")
-        try:
-            real = (self.root / path).resolve()
-            found = real.is_file()
-        except (OSError, ValueError) as error:
-            raise DataError(f"image {label} is no usable path") from error
-        if not real.is_relative_to(self.root):
-            allowed = f"files under {self.root}"
-            raise DataError(f"image {label} lies outside image_root", allowed=allowed)
-        if not found:
-            raise DataError(f"image {label} is missing", todo=f"looked for it in {self.root}")
-        return real
+        return _inside(self.entry_roots[entry] if self.entry_roots else self.root, path)
 
 
 def image_opener(run: Run, rows: Rows) -> ImageOpener:
-    """Returns the opener of a run's images: under `image_root`, else the data file's own folder.
+    """Returns the opener of a run's images: under `image_root`, else each data file's own folder.
 
     Raises:
         RunFileError: `image_root` is no folder.
     """
+    root = image_root(run)
+    folders = [entry.folder for entry in rows.entries] if root is None else [root]
+    differ = len(set(folders)) > 1
     return ImageOpener(
-        root=image_root(run) or rows.folder,
+        root=None if differ else folders[0],
+        entry_roots=tuple(folders) if differ else (),
         allowed_hosts=frozenset(host.lower() for host in run.get("allowed_image_hosts") or ()),
     )
+
+
+def _inside(root: Path | None, path: str) -> Path:
+    label = _short(path)
+    if root is None:
+        raise DataError(f"image {label} has no folder to be in", todo="set image_root")
+    try:
+        real = (root / path).resolve()
+        found = real.is_file()
+    except (OSError, ValueError) as error:
+        raise DataError(f"image {label} is no usable path") from error
+    if not real.is_relative_to(root):
+        allowed = f"files under {root}"
+        raise DataError(f"image {label} lies outside image_root", allowed=allowed)
+    if not found:
+        raise DataError(f"image {label} is missing", todo=f"looked for it in {root}")
+    return real
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,42 @@ class Source:
     """The split to train on."""
     columns: list[str] | None = None
     """The columns to keep; all where not given."""
+    fraction: float | None = None
+    """The share of the mixture that its rows are to have; see `mixture.take_fractions`."""
 
 
-def load_splits(source: Source) -> tuple[Splits, Path | None]:
+def load_splits(source: Source) -> tuple[Splits, Path]:
     """Returns all splits, and the folder that image paths belong to."""
     path = Path(source.path).expanduser()
     if source.data_files is not None:
-        first = source.data_files
-        while not isinstance(first, str):
-            first = next(iter(first.values() if isinstance(first, Mapping) else first))
-        files = [Path(first)] if Path(first).is_file() else []
-        return _read(source, source.path, files, data_files=source.data_files), Path(first).parent
-    local.glance(source.path)
+        return _load_named_files(source, path)
+    if path.is_dir() and source.data_dir is not None:
+        path, source = path / source.data_dir, replace(source, data_dir=None)
+        if not path.is_dir():
+            raise DataError(f"there is no folder {path}", todo="check data_dir")
+    local.glance(str(path) if path.exists() else source.path)
     if path.is_file():
         return _read_files(source, {"train": [path]}), path.parent
     if path.is_dir():
         return _load_folder(source, path), path
-    cache = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source.path, repo_type="dataset")
-    return _read(source, source.path, []), cache
+    return _read(source, source.path, []), _own_folder(source)
+
+
+def _load_named_files(source: Source, path: Path) -> tuple[Splits, Path]:
+    first = source.data_files
+    while not isinstance(first, str):
+        first = next(iter(first.values() if isinstance(first, Mapping) else first))
+    folder = path / (source.data_dir or "") if path.is_dir() else _own_folder(source)
+    file = folder / first
+    files = [file] if file.is_file() else []
+    return _read(source, source.path, files, data_files=source.data_files), file.parent
+
+
+def _own_folder(source: Source) -> Path:
+    """Returns the folder of what is no path: a builder's is in `data_dir`, the Hub's in a cache."""
+    if source.path in {*local.BUILDERS.values(), "imagefolder"}:
+        return Path(source.data_dir or "").expanduser()
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source.path, repo_type="dataset")
 
 
 def _load_folder(source: Source, folder: Path) -> Splits:

@@ -100,7 +100,7 @@ def glance(name: str) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
         if not any(path.iterdir()):
-            raise DataError(f"{name} is an empty folder", todo="check dataset_name")
+            raise DataError(f"{name} is an empty folder", todo="check the path")
         for file in [] if is_saved_dataset(path) else data_files(path):
             _check_head(file)
     elif path.is_file():
@@ -108,7 +108,7 @@ def glance(name: str) -> None:
             raise DataError(f"{path} is no data file", allowed=", ".join(BUILDERS))
         _check_head(path)
     elif looks_local(name):
-        raise DataError(f"there is no {name}", todo="check dataset_name")
+        raise DataError(f"there is no {name}", todo="check the path")
 
 
 def image_root(run: Run) -> Path | None:

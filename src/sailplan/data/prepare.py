@@ -17,6 +17,7 @@ from accelerate import PartialState
 from sailplan.data.encode import Encoder
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
+from sailplan.data.mixture import Entry, entry_of, place
 from sailplan.data.sources import Rows
 from sailplan.errors import DataError
 from sailplan.progress import PLAIN_LINE_EVERY_S
@@ -31,6 +32,7 @@ _FEATURES = datasets.Features(
         "labels": _IDS,
         "length": datasets.Value("int32"),
         "row": datasets.Value("int64"),
+        "entry": datasets.Value("int32"),
         "num_images": datasets.Value("int32"),
         "method": datasets.Value("string"),
     }
@@ -43,7 +45,8 @@ class Prepared:
 
     train: datasets.Dataset
     """Rows of `input_ids`, `labels` (`[tokens]` each), `length` in tokens, `row`, the number of the
-    raw row, and that row's image columns, which are read from the raw rows when a row is asked for.
+    raw row, and where there are images `entry`, the index of the entry of the data that it is from,
+    and its image columns, which are read from the raw rows when a row is asked for.
     """
     eval: datasets.Dataset | None
     """The same of the held-out rows."""
@@ -74,13 +77,13 @@ def prepare(
         for name, raw in (("train", rows.train), ("eval", rows.eval)):
             if raw is None:
                 continue
-            encoded = _encode(run, name, raw, format, encoder, opener)
+            encoded = _encode(run, name, raw, rows, format, encoder, opener)
             if encoder.family.cross_attention and state.num_processes > 1:
                 _refuse_mixed(name, encoded, encoder.family.name)
             if name == "train":
                 notes.append(_what_is_trained(encoded, encoder))
             encoded, dropped = _within_length(
-                name, encoded, encoder.max_length, run.get("over_length"), _numbers(raw)
+                name, encoded, encoder.max_length, run.get("over_length"), rows
             )
             notes += dropped
             splits[name] = _with_images(encoded, raw, format.image_fields)
@@ -96,17 +99,20 @@ class _EncodeRow:
     encoder: Encoder
     opener: ImageOpener
     numbers: Sequence[int]
-    """Each row's number in the split that it was selected from."""
+    """Each row's number before any were held out."""
+    entries: tuple[Entry, ...]
+    """Where the rows are from."""
     told_at_s: float = 0.0
 
     def __call__(self, row: Mapping[str, Any], index: int, rank: int | None) -> dict[str, Any]:
+        number = self.numbers[index]
+        entry = entry_of(self.entries, number)
         try:
             sample = self.format.sample(row)
-            sizes = [self.opener.size(reference) for reference in sample["images"]]
+            sizes = [self.opener.size(reference, entry) for reference in sample["images"]]
             encoded = self.encoder.encode(sample, sizes)
         except DataError as error:
-            number = self.numbers[index]
-            raise DataError(f"{self.split} row {number} (from 0): {error}") from error
+            raise DataError(f"{self.split} {place(self.entries, number)}: {error}") from error
         if not rank:
             self._tell(index)
         return {
@@ -114,6 +120,7 @@ class _EncodeRow:
             "labels": encoded.labels,
             "length": len(encoded.input_ids),
             "row": index,
+            "entry": entry,
             "num_images": len(sizes),
             "method": encoded.method,
         }
@@ -132,13 +139,16 @@ def _encode(
     run: Any,
     split: str,
     raw: datasets.Dataset,
+    rows: Rows,
     format: Format,
     encoder: Encoder,
     opener: ImageOpener,
 ) -> datasets.Dataset:
     digest = xxhash.xxh3_128()
     # datasets would pickle the processor for a key, which differs from process to process.
-    for part in (raw._fingerprint, encoder.fingerprint(), repr(format), str(opener.root), split):
+    roots = map(str, (opener.root, *opener.entry_roots))
+    keys = (raw._fingerprint, encoder.fingerprint(), repr(format), split, *_FEATURES, *roots)
+    for part in keys:
         digest.update(part.encode() + b"\0")
     bars = datasets.are_progress_bars_disabled()
     if not sys.stderr.isatty():
@@ -150,7 +160,8 @@ def _encode(
                 format=format,
                 encoder=encoder,
                 opener=opener,
-                numbers=_numbers(raw),
+                numbers=rows.numbers[split],
+                entries=rows.entries,
             ),
             with_indices=True,
             with_rank=True,
@@ -164,12 +175,6 @@ def _encode(
         if not bars:
             datasets.enable_progress_bars()
     return encoded
-
-
-def _numbers(raw: datasets.Dataset) -> Sequence[int]:
-    """Returns the number of each row where its user can look it up, before rows were held out."""
-    indices = raw._indices
-    return range(len(raw)) if indices is None else [int(n) for n in indices.column(0).to_numpy()]
 
 
 def _what_is_trained(encoded: datasets.Dataset, encoder: Encoder) -> str:
@@ -193,7 +198,7 @@ def _within_length(
     encoded: datasets.Dataset,
     limit: int | None,
     over_length: str | None,
-    numbers: Sequence[int],
+    rows: Rows,
 ) -> tuple[datasets.Dataset, list[str]]:
     """Drops rows that are too long, and says so."""
     lengths = np.asarray(encoded.with_format("numpy")["length"][:])
@@ -207,8 +212,8 @@ def _within_length(
     )
     ways = "raise max_length, lower max_pixels, or write over_length: drop or truncate_text"
     if over_length == "fail":
-        first = numbers[int(np.flatnonzero(lengths > (limit or 0))[0])]
-        raise DataError(f"{got}, the first is row {first} (from 0)", todo=ways)
+        first = rows.numbers[split][int(np.flatnonzero(lengths > (limit or 0))[0])]
+        raise DataError(f"{got}, the first is {place(rows.entries, first)}", todo=ways)
     if over_length != "drop" and count > MAX_DROPPED * len(lengths):
         raise DataError(got, allowed=f"{MAX_DROPPED:.0%} of the rows", todo=ways)
     if not len(fitting):
@@ -247,5 +252,5 @@ def _with_images(
 ) -> datasets.Dataset:
     encoded = encoded.remove_columns(["num_images", "method"])
     if not image_fields:
-        return encoded
+        return encoded.remove_columns("entry")
     return encoded.with_transform(_JoinImages(raw=raw.select_columns(image_fields)))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 
 from sailplan.data.loading import Source, Splits, changed, load_splits
+from sailplan.data.mixture import Entry, concatenate, take_fractions
 from sailplan.errors import DataError, RunFileError
 
 if TYPE_CHECKING:
@@ -25,72 +25,127 @@ class Rows:
     """The rows to train on."""
     eval: datasets.Dataset | None
     """The rows held out, where there are any."""
-    folder: Path | None
-    """The folder that relative image paths belong to."""
+    entries: tuple[Entry, ...]
+    """Where the rows are from, in the order of the rows before any were held out."""
+    numbers: Mapping[str, Sequence[int]]
+    """For `train` and `eval`, each row's number before any were held out."""
 
 
 def load_rows(run: Run) -> Rows:
     """Loads the training rows and the held-out ones.
 
-    `dataset_name` is a file or folder where there is one, else a name on the Hub. Held out are
-    `eval_size` rows of the training split, drawn by `seed`, or else `dataset_test_split`.
+    `dataset_name` is a file or folder where there is one, else a name on the Hub; `datasets` are
+    any number of these, whose rows follow one another. Held out are `eval_size` (in TRL's words
+    `test_split_size`) rows of them, drawn by `seed`, or else `dataset_test_split`.
 
     Raises:
         RunFileError: No dataset is named, or the options contradict each other.
-        DataError: The data is missing, empty, malformed, or lacks a split that was asked for.
+        DataError: The data is missing, empty, malformed, lacks a split or a column that was asked
+            for, or does not fit together.
     """
-    source = _source(run)
-    splits, folder = load_splits(source)
-    train = splits.get(source.split)
-    if train is None:
-        raise _no_split(source.path, source.split, splits)
-    if not len(train):
-        raise DataError(f"{source.path} has no rows in split {source.split!r}")
+    sources = _sources(run)
+    names = [
+        _name(number, source) if run.get("datasets") else ""
+        for number, source in enumerate(sources, start=1)
+    ]
+    loaded = [load_splits(source) for source in sources]
+    parts = take_fractions(
+        [
+            _undecoded(_columns(source, _split(source, splits)))
+            for source, (splits, _) in zip(sources, loaded, strict=True)
+        ],
+        [source.fraction for source in sources],
+    )
+    starts = np.cumsum([0, *map(len, parts)]).tolist()
+    train = concatenate(parts, names)
     held_out = _held_out(run, len(train))
     evaluation: datasets.Dataset | None
+    numbers: dict[str, Sequence[int]] = {"train": range(len(train))}
     if held_out is None:
-        evaluation = _test_split(run, splits, source.path)
+        evaluation = _test_split(run, sources[0], loaded[0][0])
+        numbers["eval"] = range(len(evaluation or ()))
     else:
-        evaluation = train.select(np.flatnonzero(held_out))
-        train = train.select(np.flatnonzero(~held_out))
+        numbers = {
+            "train": np.flatnonzero(~held_out).tolist(),
+            "eval": np.flatnonzero(held_out).tolist(),
+        }
+        evaluation, train = train.select(numbers["eval"]), train.select(numbers["train"])
     if evaluation is None and run.get("eval_strategy") not in (None, "no"):
         raise RunFileError(
             f"eval_strategy {run.get('eval_strategy')} without rows to evaluate on",
             todo="set eval_size, or a dataset_test_split that exists",
         )
-    return Rows(
-        train=_undecoded(train, source.columns),
-        eval=None if evaluation is None else _undecoded(evaluation, source.columns),
-        folder=folder,
+    entries = (
+        Entry(name=name, folder=folder, columns=tuple(part.column_names), start=start)
+        for name, (_, folder), part, start in zip(names, loaded, parts, starts[:-1], strict=True)
     )
+    return Rows(train=train, eval=evaluation, entries=tuple(entries), numbers=numbers)
 
 
-def _source(run: Run) -> Source:
+def _sources(run: Run) -> list[Source]:
     if run.get("dataset_streaming") or run.get("streaming"):
         raise RunFileError("streaming is not supported yet", todo="remove dataset_streaming")
-    mixture = run.get("datasets")
-    if mixture:
-        if len(mixture) > 1:
-            raise RunFileError(
-                f"datasets with {len(mixture)} entries: mixtures are not supported yet",
-                allowed="one entry",
-            )
-        entry = dict(mixture[0] if isinstance(mixture[0], Mapping) else vars(mixture[0]))
-        entry.pop("fraction", None)  # a share of one dataset is the whole of it
-        return Source(**entry)
+    if run.get("datasets"):
+        return [
+            Source(**(entry if isinstance(entry, Mapping) else vars(entry)))
+            for entry in run.get("datasets")
+        ]
     if not run.get("dataset_name"):
         raise RunFileError("no dataset", todo="set dataset_name to a file, a folder or a Hub name")
-    return Source(
-        path=run.get("dataset_name"),
-        name=run.get("dataset_config"),
-        split=run.get("dataset_train_split"),
-    )
+    return [
+        Source(
+            path=run.get("dataset_name"),
+            name=run.get("dataset_config"),
+            split=run.get("dataset_train_split"),
+        )
+    ]
+
+
+def _name(number: int, source: Source) -> str:
+    """Returns what errors call an entry: its number from 1, and what it was asked for."""
+    asked = [source.path, source.name, source.data_dir, source.data_files]
+    words = [str(word) for word in asked if word is not None]
+    split = "" if source.split == "train" else f", split {source.split}"
+    return f"entry {number} ({' '.join(words)}{split})"
+
+
+def _split(source: Source, splits: Splits) -> datasets.Dataset:
+    """Returns the rows of a split, or of some in the words of `load_dataset`: `train[:10%]`."""
+    try:
+        if source.split in splits:
+            rows = splits[source.split]
+        else:
+            lengths = {name: len(rows) for name, rows in splits.items()}
+            pieces = datasets.ReadInstruction.from_spec(source.split).to_absolute(lengths)
+            rows = datasets.concatenate_datasets(
+                [splits[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
+            )
+    except ValueError as error:
+        raise _no_split(source.path, source.split, splits) from error
+    if not len(rows):
+        raise DataError(f"{source.path} has no rows in split {source.split!r}")
+    return rows
+
+
+def _columns(source: Source, rows: datasets.Dataset) -> datasets.Dataset:
+    if source.columns is None:
+        return rows
+    missing = [column for column in source.columns if column not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"{source.path} has no column {', '.join(map(repr, missing))}",
+            allowed=", ".join(map(repr, rows.column_names)),
+        )
+    return rows.select_columns(source.columns)
 
 
 def _held_out(run: Run, num_rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
     """Returns which of the rows are held out, by `eval_size`; None where it is not set."""
-    option = "test_split_size" if run.get("datasets") else "eval_size"
-    size = run.get(option)
+    option, size = "eval_size", run.get("eval_size")
+    if run.get("datasets") and run.get("test_split_size") is not None:
+        if size is not None:
+            raise RunFileError("eval_size and test_split_size both say what is held out")
+        option, size = "test_split_size", run.get("test_split_size")
     if size is None:
         return None
     if option == "eval_size" and run.is_set("dataset_test_split"):
@@ -106,12 +161,16 @@ def _held_out(run: Run, num_rows: int) -> np.ndarray[Any, np.dtype[np.bool_]] | 
     return held_out
 
 
-def _test_split(run: Run, splits: Splits, path: str) -> datasets.Dataset | None:
+def _test_split(run: Run, source: Source, splits: Splits) -> datasets.Dataset | None:
     name = run.get("dataset_test_split")
+    if run.get("datasets"):
+        if run.is_set("dataset_test_split"):
+            raise RunFileError("dataset_test_split with datasets", todo="set eval_size instead")
+        return None
     if name in splits and len(splits[name]):
-        return splits[name]
+        return _undecoded(_columns(source, splits[name]))
     if run.is_set("dataset_test_split") and name is not None:
-        raise _no_split(path, name, splits)
+        raise _no_split(source.path, name, splits)
     return None
 
 
@@ -120,13 +179,13 @@ def _no_split(path: str, name: str, splits: Splits) -> DataError:
     return DataError(f"{path} has no rows in a split {name!r}", allowed=there or "no splits there")
 
 
-def _undecoded(rows: datasets.Dataset, columns: list[str] | None) -> datasets.Dataset:
+def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
     """Returns the rows with every image, in lists and structures too, as its path or bytes.
 
     `cast_column` would do for plain columns, but rewrites the whole table for lists of images.
     Whether images decode is no part of the stored table, so changing the features is enough.
     """
-    rows = rows.select_columns(columns) if columns else rows.with_format(None)
+    rows = rows.with_format(None)
     for name, feature in list(rows.info.features.items()):
         rows.info.features[name] = changed(feature, _without_decoding)
     return rows
