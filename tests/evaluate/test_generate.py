@@ -9,7 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from sailplan.data.sample import Message, Part
 from sailplan.errors import DataError, ModelError
@@ -41,10 +46,12 @@ def _save_adapter(model: Path, folder: Path, *, seed: int = 0) -> Path:
     settings = peft.LoraConfig(
         r=8,
         lora_alpha=256,
-        target_modules=r".*language_model.*\.(q|k|v|o)_proj",
+        target_modules=r".*layers.*self_attn\.(q|k|v|o)_proj",
         init_lora_weights=False,
     )
-    tuned = peft.get_peft_model(AutoModelForImageTextToText.from_pretrained(model), settings)
+    is_text = AutoConfig.from_pretrained(model).model_type == "llama"
+    auto = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+    tuned = peft.get_peft_model(auto.from_pretrained(model), settings)
     tuned.save_pretrained(folder)
     return folder
 
@@ -152,6 +159,21 @@ def test_adapter_by_its_own_folder_or_on_its_base_answers_differently_from_the_b
     quantised = load_speaker(str(adapter), load_in_4bit=True)
     assert any(type(module).__name__ == "Linear4bit" for module in quantised.model.modules())
     assert answer(quantised) != base
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llama"])
+def test_adapter_brings_the_processor_that_it_was_tuned_with(
+    family: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = tiny_model(family)
+    _save_adapter(base, tmp_path)
+    processor = AutoProcessor.from_pretrained(base)
+    processor.chat_template = "{% for m in messages %}Q: {{ m.content[0].text }}{% endfor %} A:"
+    processor.save_pretrained(tmp_path)
+    question = _question("Why?")
+    tuned, plain = (load_speaker(str(tmp_path), skip_adapter=skip) for skip in (False, True))
+    assert tuned.template.render(question.messages) == "Q: Why? A:"
+    assert plain.template.render(question.messages) != "Q: Why? A:"
 
 
 def test_adapter_that_lacks_tensors_is_refused(qwen: Path, tmp_path: Path) -> None:

@@ -40,18 +40,23 @@ def generate(
     load_in_4bit: Annotated[
         bool, typer.Option("--load_in_4bit", help="Quantise the model to nf4.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", help="Run code that comes with the model.")
+    ] = False,
 ) -> None:
     """Asks a base or tuned model one question about images."""
-    from transformers.utils.logging import disable_progress_bar
-
     from sailplan.evaluate import generate as room
+    from sailplan.train.say import calm_libraries
 
     question = _question(prompt, image or [], system)
     print(f"loading {model}", file=sys.stderr)
-    if not sys.stderr.isatty():
-        disable_progress_bar()
+    calm_libraries()
     speaker = room.load_speaker(
-        model, adapter=adapter, load_in_4bit=load_in_4bit, skip_adapter=base
+        model,
+        adapter=adapter,
+        load_in_4bit=load_in_4bit,
+        skip_adapter=base,
+        trust_remote_code=trust_remote_code,
     )
     sampling = room.Sampling(
         max_new_tokens=max_new_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ def load_speaker(
     adapter: str | None = None,
     load_in_4bit: bool = False,
     skip_adapter: bool = False,
+    trust_remote_code: bool = False,
     use_cpu: bool = False,
 ) -> Speaker:
     """Loads a model, with an adapter on top where there is one.
@@ -96,7 +98,8 @@ def load_speaker(
         name: A model's folder or hub name, or the folder of an adapter, whose base it names.
         adapter: An adapter's folder, to go on top of the model called `name`.
         load_in_4bit: Quantise the model to nf4, as QLoRA trains on it.
-        skip_adapter: Load the base model alone where `name` is an adapter.
+        skip_adapter: Leave the adapter out, its processor too.
+        trust_remote_code: Run code that comes with the model.
         use_cpu: Stay on the CPU even where there is a GPU.
 
     Raises:
@@ -104,14 +107,20 @@ def load_speaker(
     """
     if adapter is None and _is_adapter(Path(name).expanduser()):
         adapter, name = name, _base_model(Path(name).expanduser())
-    if adapter is not None:
-        _check_adapter(Path(adapter).expanduser())
+    if skip_adapter:
+        adapter = None
     flags = ["--model_name_or_path", name, "--dtype", "auto", "--use_cpu", str(use_cpu)]
+    flags += ["--trust_remote_code", str(trust_remote_code)]
     if load_in_4bit:
         flags += ["--load_in_4bit", "true", "--use_peft", "true"]
+    if adapter is not None:
+        _check_adapter(Path(adapter).expanduser())
+        if (Path(adapter).expanduser() / "tokenizer_config.json").is_file():
+            # It was tuned with this chat template and these image sizes.
+            flags += ["--processor_name_or_path", adapter]
     run = Run.from_flags(flags)
     processor, model = load_processor(run), load_model(run)
-    if adapter is None or skip_adapter:
+    if adapter is None:
         return Speaker.of(model, processor)
     return Speaker.of(_with_adapter(model, Path(adapter).expanduser()), processor)
 
@@ -267,12 +276,14 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     from safetensors import safe_open
 
     try:
-        tuned = PeftModel.from_pretrained(model, adapter)
+        with warnings.catch_warnings():
+            # Of missing tensors, which are an error below: they would be random.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            tuned = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT and torch raise many kinds for files that do not fit
         raise explain(error, str(adapter), "adapter") from error
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="numpy") as file:
         saved = set(file.keys())
-    # PEFT only warns of these, and they would be random.
     missing = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys() - saved
     if missing:
         raise ModelError(
