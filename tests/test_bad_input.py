@@ -515,8 +515,9 @@ def test_truncated_image_ends_training_in_one_line(
     num_workers: int,
 ) -> None:
     truncate(here / "a.png")
+    write_rows(here, [GOOD])
     end = entry(flags_of({"dataloader_num_workers": num_workers}))
-    assert_one_line(end, 4, "image 'a.png' is corrupt or cut off: ")
+    assert_one_line(end, 4, "error: train row 0 (from 0): image 'a.png' is corrupt or cut off: ")
     # It had begun to train.
     assert {path.name for path in (here / "out").iterdir()} == {
         *("run.yaml", "train.yaml", "metrics.jsonl")
@@ -559,4 +560,4 @@ def test_launch_of_two_ranks_of_which_one_fails_while_training_is_one_line(
     write_rows(here, [GOOD, chat(images=["b.png"])])
     values = {"per_device_train_batch_size": 1, "dataloader_num_workers": 1}
     end = train(RUN, *flags_of(values), "--launch.processes", "2", timeout=120)
-    assert_one_line(end, 4, "image 'b.png' is corrupt or cut off: ")
+    assert_one_line(end, 4, "error: train row 1 (from 0): image 'b.png' is corrupt or cut off: ")

@@ -281,5 +281,5 @@ def test_pixels_are_not_read_before_training(
 
     collator = Collator(encoder.processor, encoder.family, format, opener)
     assert "pixel_values" in collator([prepared.train[4]])
-    with pytest.raises(DataError, match=r"image '5-1.png' is corrupt or cut off"):
+    with pytest.raises(DataError, match=r"^train row 5 \(from 0\): image '5-1.png' is corrupt"):
         collator([prepared.train[5]])

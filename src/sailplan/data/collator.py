@@ -62,8 +62,8 @@ class Collator:
         """Returns the model's inputs of a batch, padded on the right.
 
         Args:
-            rows: Rows with `input_ids`, `labels`, the format's image columns, and `entry`, the
-                entry of the data that they are from, where there are several.
+            rows: Rows with `input_ids`, `labels`, the format's image columns, `entry`, the entry
+                of the data that they are from, where there are several, and `place`, for errors.
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, `[rows, tokens]`, and what the family's
@@ -93,7 +93,10 @@ class Collator:
         if not self._has_images:
             return []
         entry = row.get("entry", 0)
-        return [self._opener.open(reference, entry) for reference in self._format.images(row)]
+        try:
+            return [self._opener.open(reference, entry) for reference in self._format.images(row)]
+        except DataError as error:
+            raise DataError(f"{row.get('place', 'a row')}: {error}") from error
 
     def _dummy_ids(self) -> list[int]:
         text = self._expander.replacement(DUMMY_SIZE)

@@ -206,7 +206,7 @@ def _not_an_image(label: str, source: Path | io.BytesIO) -> DataError:
 
 
 def _label(reference: ImageReference) -> str:
-    return _short(reference["path"] or "embedded in the row")
+    return _short(reference["path"]) if reference["path"] else "embedded in the row"
 
 
 def _short(path: str) -> str:

@@ -46,7 +46,8 @@ class Prepared:
     train: datasets.Dataset
     """Rows of `input_ids`, `labels` (`[tokens]` each), `length` in tokens, `row`, the number of the
     raw row, and where there are images `entry`, the index of the entry of the data that it is from,
-    and its image columns, which are read from the raw rows when a row is asked for.
+    `place`, which is where a user finds it, and its image columns, which are read from the raw rows
+    when a row is asked for.
     """
     eval: datasets.Dataset | None
     """The same of the held-out rows."""
@@ -86,7 +87,7 @@ def prepare(
                 name, encoded, encoder.max_length, run.get("over_length"), rows
             )
             notes += dropped
-            splits[name] = _with_images(encoded, raw, format.image_fields)
+            splits[name] = _with_images(name, encoded, raw, rows, format.image_fields)
     return Prepared(train=splits["train"], eval=splits.get("eval"), notes=tuple(notes))
 
 
@@ -239,18 +240,30 @@ class _JoinImages:
     Joining the tables instead would copy the images of every dataset whose rows were selected.
     """
 
+    split: str
     raw: datasets.Dataset
+    numbers: Sequence[int]
+    entries: tuple[Entry, ...]
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if "row" not in batch:  # a single column is asked for, such as `length`
             return batch
-        return {**batch, **self.raw[batch["row"]]}
+        numbers = [self.numbers[row] for row in batch["row"]]
+        places = [f"{self.split} {place(self.entries, number)}" for number in numbers]
+        return {**batch, "place": places, **self.raw[batch["row"]]}
 
 
 def _with_images(
-    encoded: datasets.Dataset, raw: datasets.Dataset, image_fields: list[str]
+    split: str,
+    encoded: datasets.Dataset,
+    raw: datasets.Dataset,
+    rows: Rows,
+    image_fields: list[str],
 ) -> datasets.Dataset:
     encoded = encoded.remove_columns(["num_images", "method"])
     if not image_fields:
         return encoded.remove_columns("entry")
-    return encoded.with_transform(_JoinImages(raw=raw.select_columns(image_fields)))
+    images = raw.select_columns(image_fields)
+    return encoded.with_transform(
+        _JoinImages(split=split, raw=images, numbers=rows.numbers[split], entries=rows.entries)
+    )
