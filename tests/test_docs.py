@@ -111,7 +111,10 @@ def test_command_is_understood(here: Path, block: Block, command: list[str]) -> 
     for word in arguments:  # a run file that the reader has written
         if word.endswith(".yaml") and not (ROOT / word).is_file():
             written = [other.text for other in blocks(block.page) if other.kind == "yaml"]
-            (here / word).write_text(written[0] if written else "model_name_or_path: a/b\n")
+            text = written[0] if written else "model_name_or_path: a/b\n"
+            (here / word).write_text(text)
+            for data in re.findall(r"^dataset_name: (\S+\.jsonl)$", text, re.MULTILINE):
+                (here / data).write_text('{"text": "one row"}\n')
     CHECKS[program](arguments)
 
 
@@ -169,6 +172,7 @@ OTHER_NAMES = {
     *(choice for field in field_table().values() for choice in field.choices or ()),
     *("alpaca_short", "prompt_input", "prompt_no_input", "q_proj", "v_proj"),
     *("save_to_disk", "configs"),  # of datasets
+    "on_pre_optimizer_step",  # of transformers
 }
 
 

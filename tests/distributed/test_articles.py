@@ -76,7 +76,7 @@ def test_trl_command_for_8_gpus_trains_flag_for_flag(
     assert AutoProcessor.from_pretrained(output).chat_template
 
 
-@pytest.mark.parametrize("size", ["7b", "13b"])
+@pytest.mark.parametrize("size", ["7b", pytest.param("13b", marks=pytest.mark.slow)])
 def test_alpaca_lora_run_file_trains_under_torchrun(
     tmp_path: Path, tiny_model: Callable[[str], Path], size: str
 ) -> None:
