@@ -27,11 +27,14 @@ def test_command_of_two_cpu_processes_is_exactly(tmp_path: Path) -> None:
         "--config_file", f"{out}/accelerate.yaml",
         "--num_processes", "2",
         "--main_process_port", "29511",
-        "--num_cpu_threads_per_process", "8",
         "-m", "sailplan.train.sft_vlm",
         "--config", f"{out}/train.yaml",
     )  # fmt: skip
-    assert made.env == {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    assert made.env == {
+        "OMP_NUM_THREADS": "8",
+        "DS_ACCELERATOR": "cpu",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     assert list(made.files) == [out / "train.yaml", out / "accelerate.yaml"]
     assert not out.exists()
 
@@ -39,7 +42,6 @@ def test_command_of_two_cpu_processes_is_exactly(tmp_path: Path) -> None:
 def test_command_on_gpus_sets_nothing_that_accelerate_knows(tmp_path: Path) -> None:
     made = launch(tmp_path, gpus=4, OMP_NUM_THREADS="3")
     assert made.argv[4:8] == ("--num_processes", "4", "--main_process_port", "29511")
-    assert "--num_cpu_threads_per_process" not in made.argv
     assert made.env == {}
     assert "use_cpu" not in yaml.safe_load(made.files[tmp_path / "out/train.yaml"])
 
@@ -63,8 +65,9 @@ def test_command_on_the_cpu_of_a_gpu_machine_hides_the_gpus(tmp_path: Path) -> N
 
 def test_command_passes_other_accelerate_flags_on(tmp_path: Path) -> None:
     flags = ["--dynamo_backend", "inductor", "--enable_cpu_affinity", "--num_machines", "1"]
-    argv = launch(tmp_path, *flags, gpus=2).argv
-    before_module = argv[: argv.index("-m")]
+    made = launch(tmp_path, *flags, "--num_cpu_threads_per_process", "5", gpus=2)
+    assert made.env == {"OMP_NUM_THREADS": "5"}
+    before_module = made.argv[: made.argv.index("-m")]
     assert before_module[-3:] == ("--dynamo_backend", "inductor", "--enable_cpu_affinity")
     assert "--num_machines" not in before_module
 

@@ -30,6 +30,7 @@ _SAID_OTHERWISE = {
     "main_process_port",
     "cpu",
     "use_cpu",
+    "num_cpu_threads_per_process",
 }
 """accelerate flags of a run file that are not passed on as they are."""
 
@@ -87,14 +88,11 @@ def command(
     argv += ["--num_processes", str(division.processes)]
     if division.preset.strategy != "single":
         argv += ["--main_process_port", str(port)]
-    if "OMP_NUM_THREADS" not in environment and "num_cpu_threads_per_process" not in run.accelerate:
-        threads = max(1, machine.cpu_cores.value // division.processes)
-        argv += ["--num_cpu_threads_per_process", str(threads)]
     argv += _flags(run.accelerate)
     argv += ["-m", module, "--config", str(directory.train_file)]
     return Launch(
         argv=tuple(argv),
-        env=dict(_variables(division, machine, environment)),
+        env=dict(_variables(run, division, machine, environment)),
         files={
             directory.train_file: rank_run.train_yaml(),
             directory.accelerate_file: division.preset.text,
@@ -118,9 +116,13 @@ def _flags(accelerate: Mapping[str, Any]) -> list[str]:
 
 
 def _variables(
-    division: Division, machine: Machine, environment: Mapping[str, str]
+    run: Run, division: Division, machine: Machine, environment: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """Yields the variables that the ranks need and the user has not set."""
+    if "OMP_NUM_THREADS" not in environment:
+        # Not by accelerate's flag, which its DeepSpeed launcher forgets.
+        share = max(1, machine.cpu_cores.value // division.processes)
+        yield "OMP_NUM_THREADS", str(run.accelerate.get("num_cpu_threads_per_process") or share)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if division.on_cpu:
         if machine.gpus.value:
