@@ -1,7 +1,7 @@
 """Time to the first optimizer step: our entry script and `sailplan train` against TRL's own script.
 
 All three train the same tiny Qwen2-VL on the same images, with the same strategy, processes and
-batch, one after the other in every repetition. A hook in each rank, the same for all, writes down
+batch, in turns. A hook in each rank, the same for all, writes down
 the moment when transformers' Trainer ends its first optimizer step; the time counts from the start
 of the command. One unmeasured round comes first: it builds DeepSpeed's operators and warms the disk
 and the caches of `datasets`.
@@ -119,9 +119,11 @@ def measure(folder: Path, strategy: str, repetitions: int) -> dict[str, list[flo
         "DS_ACCELERATOR": "cpu",
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
+    names = list(commands)
     for repetition in range(repetitions + 1):
-        for name, command in commands.items():
-            output = folder / f"out-{repetition}-{len(seconds[name])}-{name.replace('/', '-')}"
+        # Each takes each place in turn: what else the machine does hits all alike.
+        for name in names[repetition % 3 :] + names[: repetition % 3]:
+            command, output = commands[name], folder / f"out-{repetition}-{names.index(name)}"
             took = first_step_s([*command, "--output_dir", str(output)], environment, folder)
             print(f"round {repetition}: {name} {took:.2f} s", file=sys.stderr)
             if repetition:
