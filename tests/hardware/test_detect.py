@@ -63,7 +63,7 @@ def test_select_visible_follows_cuda(visible: str, names: str) -> None:
 
 def test_cpu_cores_with_smaller_quota_are_the_quota(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("50000 100000\n")
-    cores = detect_cpu_cores(tmp_path)
+    cores = detect_cpu_cores(tmp_path, tmp_path)
     own = len(os.sched_getaffinity(0))
     assert cores.value == 1
     assert ("quota" in cores.reason) == (own > 1)
@@ -73,7 +73,15 @@ def test_cpu_cores_with_smaller_quota_are_the_quota(tmp_path: Path) -> None:
 def test_cpu_cores_without_quota_are_the_affinity_mask(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "cpu.max").write_text(text)
-    assert detect_cpu_cores(tmp_path).value == len(os.sched_getaffinity(0))
+    assert detect_cpu_cores(tmp_path, tmp_path).value == len(os.sched_getaffinity(0))
+
+
+def test_cpu_cores_with_two_threads_each_count_once(tmp_path: Path) -> None:
+    for thread in os.sched_getaffinity(0):
+        folder = tmp_path / f"cpu{thread}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text("all of them\n")
+    assert detect_cpu_cores(tmp_path, tmp_path).value == 1
 
 
 def test_memory_with_smaller_limit_is_the_limit(tmp_path: Path) -> None:

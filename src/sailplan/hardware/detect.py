@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _CGROUP = Path("/sys/fs/cgroup")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,17 +120,28 @@ def select_visible(found: list[tuple[str, Gpu]], visible: str) -> tuple[Gpu, ...
     return tuple(chosen)
 
 
-def detect_cpu_cores(cgroup: Path = _CGROUP) -> Detected[int]:
-    """Counts the cores of this process's affinity mask, or of its control group if fewer."""
-    cores = len(os.sched_getaffinity(0))
+def detect_cpu_cores(cgroup: Path = _CGROUP, topology: Path = _TOPOLOGY) -> Detected[int]:
+    """Counts the cores of this process's affinity mask, or of its control group if fewer.
+
+    Two threads of one core count once: they share the units that train.
+    """
+    siblings = {_siblings(topology, thread) for thread in os.sched_getaffinity(0)}
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
         allowed = max(1, int(quota) // int(period))
     except (OSError, ValueError):  # no cgroup v2 here, or its quota is "max"
-        allowed = cores
-    if allowed < cores:
+        allowed = len(siblings)
+    if allowed < len(siblings):
         return Detected(value=allowed, reason="the control group's quota (cpu.max)")
-    return Detected(value=cores, reason="the process's affinity mask")
+    return Detected(value=len(siblings), reason="the process's affinity mask")
+
+
+def _siblings(topology: Path, thread: int) -> str:
+    """Returns the hardware threads of a thread's core; itself where the kernel does not tell."""
+    try:
+        return (topology / f"cpu{thread}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(thread)
 
 
 def detect_memory(cgroup: Path = _CGROUP) -> Detected[int]:
