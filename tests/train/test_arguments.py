@@ -25,3 +25,8 @@ def test_arguments_with_a_tracker_that_is_not_there_are_refused(tracker: str, me
 def test_arguments_with_a_tracker_that_is_there_take_it(tracker: str) -> None:
     args, _ = training_arguments(Run.from_flags(["--use_cpu", "--report_to", tracker]))
     assert ("tensorboard" in args.report_to) is (tracker != "none")
+
+
+def test_arguments_with_a_kernel_package_that_is_not_there_are_refused() -> None:
+    with pytest.raises(RunFileError, match="use_liger_kernel without the package; drop it, or pip"):
+        training_arguments(Run.from_flags(["--use_cpu", "--use_liger_kernel"]))

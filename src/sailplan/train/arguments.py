@@ -39,8 +39,9 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     """Makes the `SFTConfig` of this rank, with notes on what was switched off and why.
 
     Raises:
-        RunFileError: TRL or transformers refuse a value, or a tracker is not installed.
+        RunFileError: TRL or transformers refuse a value, or a package is not installed.
     """
+    from transformers.utils import is_liger_kernel_available
     from trl import SFTConfig
 
     defaults = {
@@ -55,6 +56,9 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     output_dir = str(RunDirectory.of(run).path)
     args = run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir})
     _check_trackers(args.report_to)
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        got = "use_liger_kernel without the package"
+        raise RunFileError(got, todo="drop it, or pip install liger-kernel")
     return args, notes
 
 
