@@ -150,4 +150,6 @@ def _shards(path: Path) -> list[str]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
+    if lines[0].rstrip().endswith(":"):  # a list follows
+        return " ".join(lines)
     return lines[0].strip() or type(error).__name__
