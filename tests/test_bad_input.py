@@ -438,6 +438,13 @@ IN_RANKS: dict[str, tuple[list[dict], dict[str, bytes], dict[str, object], int, 
         4,
         "image https://example.org/a.png is remote, on a host that is not allowed; ",
     ),
+    "remote image that does not come": (
+        [chat(images=["http://127.0.0.1:1/a.png"])],
+        {},
+        {"allowed_image_hosts": "127.0.0.1:1"},
+        4,
+        "image http://127.0.0.1:1/a.png could not be fetched: [Errno 111] Connection refused",
+    ),
     "longer than max_length": (
         [GOOD],
         {},

@@ -57,7 +57,9 @@ def fetch(
                     raise TimeoutError(f"not done after {timeout_s:g} s")
             return bytes(body)
     except (OSError, ValueError) as error:
-        raise DataError(f"image {url} could not be fetched: {error}") from error
+        # A URLError is `<urlopen error …>` around the reason; an HTTPError tells its code itself.
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        raise DataError(f"image {url} could not be fetched: {reason}") from error
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
