@@ -119,6 +119,7 @@ def test_ctrl_c_once_stops_every_process_without_a_traceback(tmp_path: Path) -> 
     terminal.wait_for("waiting", count=2)
     os.write(terminal.main, CTRL_C)
     assert terminal.end() == 130
+    assert not (tmp_path / "out").exists()  # no rank had begun to train
     assert "stopping; Ctrl-C again kills the run" in terminal.text
     assert "Traceback" not in terminal.text
     assert len(terminal.ranks()) == 2
