@@ -1,6 +1,8 @@
-"""The `SFTConfig` of a run: what is refused before anything is loaded."""
+"""The `SFTConfig` of a run: what is refused, what is set, and what is said of the rest."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +32,21 @@ def test_arguments_with_a_tracker_that_is_there_take_it(tracker: str) -> None:
 def test_arguments_with_a_kernel_package_that_is_not_there_are_refused() -> None:
     with pytest.raises(RunFileError, match="use_liger_kernel without the package; drop it, or pip"):
         training_arguments(Run.from_flags(["--use_cpu", "--use_liger_kernel"]))
+
+
+def test_arguments_leave_the_data_to_sailplan_and_say_what_is_not_done(tmp_path: Path) -> None:
+    flags = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--packing", "--max_length", "64"]
+    args, notes = training_arguments(Run.from_flags([*flags, "--shuffle_dataset"]))
+    assert (args.packing, args.max_length, args.assistant_only_loss) == (False, None, False)
+    assert args.dataset_kwargs == {"skip_prepare_dataset": True}
+    assert any(note.startswith("packing: not available yet") for note in notes)
+    assert any(note.startswith("shuffle_dataset: does nothing") for note in notes)
+
+
+def test_arguments_keep_what_the_user_writes_of_the_trainer(tmp_path: Path) -> None:
+    flags = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--pad_to_multiple_of", "8"]
+    args, notes = training_arguments(Run.from_flags([*flags, "--report_to", "none", "--no_bf16"]))
+    assert args.pad_to_multiple_of == 8
+    assert args.report_to == []
+    assert not args.bf16
+    assert notes == []

@@ -34,6 +34,15 @@ _OURS: dict[str, Any] = {
     "resume_from_checkpoint": None,
 }
 
+_IDLE = {
+    "packing": "not available yet; the samples are padded",
+    "eval_packing": "not available yet; the samples are padded",
+    "padding_free": "not available yet; the samples are padded",
+    "truncation_mode": "does nothing here; over_length says what becomes of long samples",
+    "shuffle_dataset": "does nothing here; the samples are drawn in random order anyway",
+}
+"""What TRL would do to the data, and sailplan does not do when it is written."""
+
 
 def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     """Makes the `SFTConfig` of this rank, with notes on what was switched off and why.
@@ -51,8 +60,7 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     }
     unset = {name: value for name, value in defaults.items() if not run.is_set(name)}
     fitted, notes = fit_to_device(run)
-    if run.get("packing"):
-        notes.append("packing: not available yet; the samples are padded")
+    notes += [f"{name}: {why}" for name, why in _IDLE.items() if run.is_set(name) and run.get(name)]
     output_dir = str(RunDirectory.of(run).path)
     args = run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir})
     _check_trackers(args.report_to)

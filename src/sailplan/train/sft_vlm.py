@@ -72,10 +72,12 @@ def train(run: Run) -> None:
     model = load_model(run, checkpoint=checkpoint)
     say("attention: {}, {}".format(*attention(run)))
 
+    multiple = args.pad_to_multiple_of
+    collator = Collator(processor, family, format, opener, pad_to_multiple_of=multiple)
     trainer = SFTTrainer(
         model=model,
         args=args,
-        data_collator=Collator(processor, family, format, opener),
+        data_collator=collator,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=processor,
