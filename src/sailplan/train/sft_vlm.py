@@ -35,6 +35,8 @@ def train(run: Run) -> None:
     """
     run.require("model_name_or_path")
     os.environ.update(run.environment())
+    if run.get("use_cpu"):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others
     calm_libraries()
     from transformers import PrinterCallback
     from trl import SFTTrainer
