@@ -20,6 +20,8 @@ from typing import NoReturn
 
 import psutil
 
+from sailplan.imports import quick_imports
+
 PARENT_VARIABLE = "SAILPLAN_LAUNCHER_PARENT"
 """Environment variable with the process id of a launcher that this process must not outlive."""
 
@@ -66,9 +68,10 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
 
 def launch(arguments: list[str]) -> int:
     """Runs accelerate's launcher in this process and returns the exit code of the whole run."""
-    from accelerate.commands.launch import main as accelerate_launch
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    with quick_imports():
+        from accelerate.commands.launch import main as accelerate_launch
+        from torch.distributed.elastic.multiprocessing import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # Its loggers announce each failed child and each signal that is passed on.
     elastic = logging.getLogger("torch.distributed.elastic")

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.train.errors import report_errors
@@ -37,25 +38,26 @@ def train(run: Run) -> None:
     os.environ.update(run.environment())
     if run.get("use_cpu"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others
-    calm_libraries()
-    from transformers import PrinterCallback
-    from trl import SFTTrainer
+    with quick_imports():
+        calm_libraries()
+        from transformers import PrinterCallback
+        from trl import SFTTrainer
 
-    from sailplan.data.collator import Collator
-    from sailplan.data.encode import Encoder
-    from sailplan.data.formats import resolve_format
-    from sailplan.data.images import image_opener
-    from sailplan.data.prepare import prepare
-    from sailplan.data.sources import load_rows
-    from sailplan.model.families import family_of
-    from sailplan.model.load import attention, load_config, load_model, load_processor
-    from sailplan.model.trainable import describe, freeze_unused, lora_config
-    from sailplan.train.arguments import training_arguments
-    from sailplan.train.callbacks import MetricsFile, PlainProgress
-    from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.data.collator import Collator
+        from sailplan.data.encode import Encoder
+        from sailplan.data.formats import resolve_format
+        from sailplan.data.images import image_opener
+        from sailplan.data.prepare import prepare
+        from sailplan.data.sources import load_rows
+        from sailplan.model.families import family_of
+        from sailplan.model.load import attention, load_config, load_model, load_processor
+        from sailplan.model.trainable import describe, freeze_unused, lora_config
+        from sailplan.train.arguments import training_arguments
+        from sailplan.train.callbacks import MetricsFile, PlainProgress
+        from sailplan.train.guards.gradients import GradientGuard
 
-    # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
-    args, notes = training_arguments(run)
+        # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
+        args, notes = training_arguments(run)
     directory = RunDirectory.of(run)
     if args.process_index == 0:
         directory.check(run)
