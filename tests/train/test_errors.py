@@ -92,3 +92,21 @@ def test_rank_interrupted_while_failing_stays_quiet() -> None:
     finally:
         os.kill(os.getpid(), signal.SIGINT)"""
     assert end(start(body, WORLD_SIZE="2")) == (130, "")
+
+
+def test_rank_that_is_done_runs_exit_handlers_and_meets_no_destructor() -> None:
+    code = """
+import atexit, ctypes, os, sys
+from sailplan.train.errors import leave
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.abort, None, None)  # stands for a destructor that aborts
+atexit.register(print, "tracker closed")
+os.environ["WORLD_SIZE"] = sys.argv[1]
+leave()
+"""
+    ended = [
+        subprocess.run([sys.executable, "-c", code, size], capture_output=True, text=True)
+        for size in ("1", "2")
+    ]
+    assert [one.stdout for one in ended] == ["tracker closed\n"] * 2
+    assert [one.returncode for one in ended] == [-signal.SIGABRT, 0]

@@ -6,6 +6,7 @@ and a Ctrl-C during imports is as quiet as one during training.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -56,6 +57,17 @@ def report_errors() -> Iterator[None]:
     finally:
         if not interrupt.came:
             signal.signal(signal.SIGINT, previous)
+
+
+def leave() -> None:
+    """Ends this process where it is one of several ranks and its work is done.
+
+    Exit handlers run, since trackers close in them; C++ destructors do not: libraries still hold
+    process groups whose threads those would abort on (docs/decisions/0001).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        _exit(0)
 
 
 class _Interrupt:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
-from sailplan.train.errors import report_errors
+from sailplan.train.errors import leave, report_errors
 from sailplan.train.say import calm_libraries, say
 
 
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; a user's mistake ends in one line and its exit code."""
     with report_errors():
         train(Run.from_flags(sys.argv[1:] if argv is None else argv))
+        leave()
 
 
 def train(run: Run) -> None:
