@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.bad_input.support import End, Entry, chat, write_rows
-from tests.support.launch import flags
+from tests.bad_input.support import chat, write_rows
+from tests.support.launch import Entry, entry_script, flags
 
 
 @pytest.fixture
@@ -33,26 +29,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="package")
 def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
     """Runs the entry script with the flags that it is given, in a process that all cases share."""
-    command = [sys.executable, "-m", "tests.support.cases"]
-    cache = str(tmp_path_factory.mktemp("cache"))
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_DATASETS_CACHE": cache},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        written, read = process.stdin, process.stdout
-
-        def run(arguments: list[str]) -> End:
-            written.write(json.dumps(arguments) + "\n")
-            written.flush()
-            return End(**json.loads(read.readline()))
-
+    with entry_script(tmp_path_factory.mktemp("cache")) as run:
         yield run
-        written.close()
 
 
 @pytest.fixture

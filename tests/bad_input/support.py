@@ -7,24 +7,13 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+
+from tests.support.launch import End
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
 RUN = "run.yaml"
-
-Entry = Callable[[list[str]], "End"]
-"""The entry script, called with flags in a process that cases share."""
-
-
-class End(NamedTuple):
-    """How a process ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 def files_under(folder: Path) -> dict[str, bytes | None]:

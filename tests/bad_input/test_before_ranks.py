@@ -12,13 +12,13 @@ from tests.bad_input.support import (
     PAGE,
     POINTER,
     RUN,
-    End,
     assert_one_line,
     files_under,
     train,
 )
 from tests.cli.test_main import sailplan
 from tests.launcher.support import machine
+from tests.support.launch import End
 
 BEFORE_RANKS: dict[str, tuple[dict[str, bytes], list[str], int, str]] = {
     # what is written besides, the arguments, exit code, message

@@ -13,7 +13,6 @@ from tests.bad_input.support import (
     PAGE,
     POINTER,
     RUN,
-    Entry,
     assert_one_line,
     chat,
     files_under,
@@ -22,6 +21,7 @@ from tests.bad_input.support import (
     truncate,
     write_rows,
 )
+from tests.support.launch import Entry
 
 GOOD = chat(images=["a.png"])
 IN_RANKS: dict[str, tuple[list[dict], dict[str, bytes], dict[str, object], int, str]] = {

@@ -7,12 +7,50 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = "sailplan.train.sft_vlm"
+
+
+class End(NamedTuple):
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Entry = Callable[[list[str]], End]
+"""The entry script, called with flags in a process that cases share."""
+
+
+@contextmanager
+def entry_script(cache: Path) -> Iterator[Entry]:
+    """Starts a process that runs the entry script as often as it is called.
+
+    Args:
+        cache: Where `datasets` keeps what it has read.
+    """
+    command = [sys.executable, "-m", "tests.support.cases"]
+    env = {**os.environ, "HF_DATASETS_CACHE": str(cache)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        written, read = process.stdin, process.stdout
+
+        def run(arguments: list[str]) -> End:
+            written.write(json.dumps(arguments) + "\n")
+            written.flush()
+            return End(**json.loads(read.readline()))
+
+        yield run
+        written.close()
 
 
 def free_port() -> int:
