@@ -1,0 +1,53 @@
+"""Tiny random models, one of each family, as a folder that the Auto classes load offline.
+
+Each has the family's real special tokens, processor and published chat template (see
+`chat_templates/README.md`), a byte-level BPE tokenizer trained here, fp32 weights from a fixed
+seed, hidden size 64 and two or three layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.support.tiny.families import BUILDERS, TEMPLATES
+from tests.support.tiny.vocabularies import build_tokenizer, chat_template
+
+__all__ = (
+    "FAMILIES",
+    "VISION_FAMILIES",
+    "build_tiny",
+    "build_tokenizer",
+    "chat_template",
+)
+
+FAMILIES = ("qwen2_vl", "llava", "pixtral", "mllama", "llama")
+"""What the tests of everything run on."""
+VISION_FAMILIES = FAMILIES[:-1]
+
+
+def build_tiny(family: str, folder: Path) -> Path:
+    """Writes the tiny model of one of `FAMILIES` with its processor into `folder`.
+
+    Returns:
+        The folder, to be passed as `model_name_or_path`.
+    """
+    tokenizer = build_tokenizer(family)
+    tokenizer.chat_template = chat_template(TEMPLATES[family])
+    config, processor = BUILDERS[family](tokenizer)
+    if processor is not tokenizer:
+        processor.chat_template = tokenizer.chat_template
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        auto = "AutoModelForCausalLM" if family == "llama" else "AutoModelForImageTextToText"
+        model = getattr(transformers, auto).from_config(config, dtype=torch.float32)
+        if family == "mllama":
+            # A fresh model's gates are zero: cross-attention would have no effect at all.
+            for name, parameter in model.named_parameters():
+                if "gate" in name and parameter.numel() == 1:
+                    torch.nn.init.constant_(parameter, 0.5)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
