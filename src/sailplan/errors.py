@@ -64,3 +64,9 @@ class TrainingError(SailplanError):
     """Training started and was stopped because it could not go right."""
 
     exit_code = 8
+
+
+class CheckpointError(SailplanError):
+    """A checkpoint or an adapter is incomplete, corrupt, or not what it seems."""
+
+    exit_code = 9

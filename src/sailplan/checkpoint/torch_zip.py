@@ -1,0 +1,133 @@
+"""Reads files that `torch.save` wrote: their objects as data, their tensors as byte ranges.
+
+torch stores every storage uncompressed and aligned to 64 bytes in a zip archive, so that a tensor
+can be read in place. Files written without zip (torch before 1.6, and DeepSpeed's
+`checkpoint_serialization: false`) hold the storages one after another behind the pickle.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+from sailplan.checkpoint.inert import InertUnpickler
+from sailplan.checkpoint.stored import ITEM_BYTES, StoredTensor
+from sailplan.errors import CheckpointError
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_LEGACY_HEAD = pickle.dumps(_LEGACY_MAGIC, protocol=2)
+_MAX_PICKLE_BYTES = 1 << 30
+"""Of the objects without their tensors; those of a run on 1,024 ranks take some 100 MB."""
+
+_BROKEN = "the file is truncated or corrupt: get it again"
+_PICKLE_ERRORS = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError),
+    *(AttributeError, UnicodeDecodeError, OverflowError, MemoryError, RecursionError),
+)
+"""What Python's unpickler raises on bytes that are no pickle."""
+
+
+def read(path: Path) -> Any:
+    """Returns what `torch.save` wrote, each tensor as a `StoredTensor`, unknown objects inert.
+
+    Tensors are not read, and no code is run.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, no file of torch's, or names what a
+            checkpoint has no reason to call.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_LEGACY_HEAD))
+            file.seek(0)
+            if head == _LEGACY_HEAD:
+                return _read_legacy(path, file)
+            if head[:2] != b"PK":
+                raise CheckpointError(f"{path} is no file that torch.save wrote", todo=_BROKEN)
+            return _read_zip(path, file)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: {error}", todo=_BROKEN) from error
+
+
+def _read_zip(path: Path, file: IO[bytes]) -> Any:
+    size_bytes = path.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        if "data.pkl" not in entries:
+            raise CheckpointError(f"{path} is a zip archive, but none that torch.save wrote")
+        if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
+            raise CheckpointError(f"{path} was written on a big-endian machine")
+
+        def locate(key: str, dtype: str, count: int) -> StoredTensor:
+            entry = entries.get(f"data/{key}")
+            if entry is None:
+                raise CheckpointError(f"{path} lacks the storage {key}", todo=_BROKEN)
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(
+                    f"{path} is compressed", allowed="the uncompressed archives of torch.save"
+                )
+            file.seek(entry.header_offset + 26)
+            name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
+            offset = entry.header_offset + 30 + name_bytes + extra_bytes
+            num_bytes = count * ITEM_BYTES[dtype]
+            if num_bytes > entry.file_size or offset + num_bytes > size_bytes:
+                raise CheckpointError(f"{path} ends within the storage {key}", todo=_BROKEN)
+            return _flat(path, offset, dtype, count)
+
+        if entries["data.pkl"].file_size > _MAX_PICKLE_BYTES:
+            raise CheckpointError(f"{path} holds objects of more than {_MAX_PICKLE_BYTES} bytes")
+        with archive.open(entries["data.pkl"]) as content:
+            return _load(InertUnpickler(content, locate, label=str(path)), path)
+
+
+def _read_legacy(path: Path, file: IO[bytes]) -> Any:
+    """Reads a file without zip: four pickles, the keys of the storages, then the storages.
+
+    A storage is a count of elements in eight bytes and the elements. Where each lies is known only
+    behind the pickle that refers to it, so the pickle is read twice.
+    """
+
+    def nowhere(key: str, dtype: str, count: int) -> StoredTensor:
+        dtypes[key] = dtype
+        return _flat(path, 0, dtype, count)
+
+    def load(locate: Any = nowhere) -> Any:
+        return _load(InertUnpickler(file, locate, label=str(path)), path)
+
+    dtypes: dict[str, str] = {}
+    magic, protocol, system = load(), load(), load()
+    if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
+        raise CheckpointError(f"{path} is of an unknown protocol {protocol}")
+    if not system.get("little_endian", True):
+        raise CheckpointError(f"{path} was written on a big-endian machine")
+    start = file.tell()
+    load()
+    keys = [str(key) for key in load()]
+    position, size_bytes = file.tell(), path.stat().st_size
+    places: dict[str, StoredTensor] = {}
+    for key in keys:
+        file.seek(position)
+        (count,) = struct.unpack("<q", file.read(8))
+        places[key] = _flat(path, position + 8, dtypes[key], count)
+        position += 8 + places[key].num_bytes
+        if count < 0 or position > size_bytes:
+            raise CheckpointError(f"{path} ends within the storage {key}", todo=_BROKEN)
+    file.seek(start)
+    return load(lambda key, _dtype, _count: places[key])
+
+
+def _load(unpickler: InertUnpickler, path: Path) -> Any:
+    try:
+        return unpickler.load()
+    except _PICKLE_ERRORS as error:
+        raise CheckpointError(f"{path} holds a broken pickle: {error}", todo=_BROKEN) from error
+
+
+def _flat(path: Path, offset: int, dtype: str, count: int) -> StoredTensor:
+    return StoredTensor(file=path, offset=offset, dtype=dtype, shape=(count,), stride=(1,))
