@@ -13,21 +13,10 @@ import pytest
 import torch
 
 from sailplan.checkpoint.inert import Inert
-from sailplan.checkpoint.stored import ITEM_BYTES, StoredTensor
+from sailplan.checkpoint.stored import ITEM_BYTES
 from sailplan.checkpoint.torch_zip import read
 from sailplan.errors import CheckpointError
-
-
-def values(tensor: StoredTensor) -> torch.Tensor:
-    """Reads a tensor from its place with nothing but offset, shape and stride."""
-    size = ITEM_BYTES[tensor.dtype]
-    with tensor.file.open("rb") as file:
-        file.seek(tensor.offset)
-        content = bytearray(file.read(tensor.span * size))
-    if not content:
-        return torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
-    flat = torch.frombuffer(content, dtype=getattr(torch, tensor.dtype))
-    return flat.as_strided(tensor.shape, tensor.stride)
+from tests.checkpoint.reading import values
 
 
 def same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
