@@ -1,0 +1,267 @@
+"""Writes planned tensors into safetensors files, a few megabytes at a time.
+
+Each file is written aside, synced and renamed, so that a file of its final name is whole. Pieces of
+one file are read, computed and written by several threads; what a thread holds is bounded by
+`CHUNK_BYTES`, whatever the size of the model. Nothing is mapped into memory: pages of a mapped file
+would count as this process's own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+
+from sailplan.checkpoint import safetensors
+from sailplan.checkpoint.stored import ITEM_BYTES, Segment
+from sailplan.errors import CheckpointError, OutputError
+from sailplan.merge.tensor_plan import Shard, TensorPlan
+
+CHUNK_BYTES = 4 << 20
+"""Of the input or the output, whichever is larger, that is in memory at once in each thread."""
+
+PART_SUFFIX = ".part"
+"""The end of the name of a file that is being written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Neighbouring elements of a tensor, and where they belong in the file."""
+
+    plan: TensorPlan
+    """The tensor."""
+    start: int
+    """The first of its elements."""
+    count: int
+    """The number of them."""
+    offset: int
+    """Where they begin in the output file, in bytes."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Their bytes in the output."""
+        return self.count * ITEM_BYTES[self.plan.dtype]
+
+
+def chunks(shard: Shard) -> tuple[bytes, list[Chunk]]:
+    """Returns the head of a shard's file and the chunks behind it, in the order of the file."""
+    head, begins = safetensors.layout({t.name: (t.dtype, t.shape) for t in shard.tensors})
+    plans = sorted(shard.tensors, key=lambda plan: begins[plan.name])
+    return head, [chunk for plan in plans for chunk in _cut(plan, begins[plan.name])]
+
+
+def _cut(plan: TensorPlan, begin: int) -> Iterator[Chunk]:
+    """Cuts a tensor into chunks, of whole rows where an adapter is added to it."""
+    widest = max(ITEM_BYTES[plan.dtype], *(ITEM_BYTES[s.dtype] for s in plan.source.segments), 1)
+    size = CHUNK_BYTES // widest
+    if plan.delta is not None:
+        size = max(1, size // max(plan.row_elements, 1)) * plan.row_elements
+    for start in range(0, plan.source.numel, max(size, 1)):
+        yield Chunk(
+            plan=plan,
+            start=start,
+            count=min(size, plan.source.numel - start),
+            offset=begin + start * ITEM_BYTES[plan.dtype],
+        )
+
+
+class Reader:
+    """Reads ranges of many files; each stays open. Several threads may read at once."""
+
+    def __init__(self) -> None:
+        self._stack, self._lock = ExitStack(), threading.Lock()
+        self._descriptors: dict[Path, int] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def descriptor(self, path: Path) -> int:
+        """Returns a descriptor of the file.
+
+        Raises:
+            CheckpointError: It cannot be opened.
+        """
+        with self._lock:
+            if path not in self._descriptors:
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+                self._stack.callback(os.close, descriptor)
+                self._descriptors[path] = descriptor
+            return self._descriptors[path]
+
+    def read(self, segments: Sequence[Segment]) -> torch.Tensor:
+        """Returns the elements of segments of one dtype, `[elements]`."""
+        buffer = bytearray(sum(segment.num_bytes for segment in segments))
+        view, position = memoryview(buffer), 0
+        for segment in segments:
+            part = view[position : position + segment.num_bytes]
+            self._fill(segment.file, segment.offset, part)
+            position += segment.num_bytes
+        dtype = getattr(torch, segments[0].dtype)
+        return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
+
+    def _fill(self, path: Path, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            count = os.preadv(self.descriptor(path), [view[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(f"{path} became shorter while it was read")
+            done += count
+
+
+def part_of(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
+    """Returns the segments of `count` elements from `start` on of what lies in `segments`."""
+    parts: list[Segment] = []
+    for segment in segments:
+        if count <= 0:
+            break
+        if start >= segment.count:
+            start -= segment.count
+            continue
+        taken = min(segment.count - start, count)
+        offset = segment.offset + start * ITEM_BYTES[segment.dtype]
+        part = Segment(file=segment.file, offset=offset, count=taken, dtype=segment.dtype)
+        parts.append(part)
+        start, count = 0, count - taken
+    return parts
+
+
+def compute(chunk: Chunk, reader: Reader) -> memoryview:
+    """Returns a chunk's bytes as they are written."""
+    plan = chunk.plan
+    weight = reader.read(part_of(plan.source.segments, chunk.start, chunk.count))
+    if plan.delta is not None:
+        rows = weight.view(-1, plan.row_elements)
+        weight = plan.delta.rows(rows, chunk.start // plan.row_elements).reshape(-1)
+    weight = weight.to(getattr(torch, plan.dtype))
+    return weight.view(torch.uint8).numpy().data
+
+
+def write_shard(
+    shard: Shard,
+    folder: Path,
+    *,
+    reader: Reader,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    on_bytes: Callable[[int], object] = lambda _: None,
+) -> str:
+    """Writes one file, and returns its digest; the file has its name only when it is whole.
+
+    Args:
+        shard: What it holds.
+        folder: Where it goes.
+        reader: Reads the inputs.
+        pool: Runs the chunks.
+        workers: How many of them at once.
+        on_bytes: Told of written bytes as they come.
+
+    Raises:
+        CheckpointError: An input cannot be read.
+        OutputError: The file cannot be written, such as where the disk is full.
+    """
+    head, parts = chunks(shard)
+    temporary = folder / f".{shard.name}{PART_SUFFIX}"
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            _put(descriptor, memoryview(head), 0)
+            digests = _write_chunks(descriptor, parts, reader, pool, workers, on_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(folder / shard.name)
+        sync_folder(folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {folder / shard.name}: {error.strerror}",
+            todo="make room and run the same command again: finished files are kept",
+        ) from error
+    return _digest(head, digests)
+
+
+def _write_chunks(
+    descriptor: int,
+    parts: Sequence[Chunk],
+    reader: Reader,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    on_bytes: Callable[[int], object],
+) -> list[int]:
+    """Writes chunks in parallel, a few ahead at most, and returns each one's digest, in order."""
+
+    def write(chunk: Chunk) -> int:
+        content = compute(chunk, reader)
+        _put(descriptor, content, chunk.offset)
+        on_bytes(len(content))
+        return xxhash.xxh3_64_intdigest(content)
+
+    digests: dict[int, int] = {}
+    running: dict[Future[int], int] = {}
+    try:
+        for number, chunk in enumerate(parts):
+            if len(running) >= 2 * workers:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                digests |= {running.pop(future): future.result() for future in done}
+            running[pool.submit(write, chunk)] = number
+        digests |= {number: future.result() for future, number in running.items()}
+    finally:
+        for future in running:
+            future.cancel()
+        wait(running)
+    return [digests[number] for number in range(len(parts))]
+
+
+def read_back(shard: Shard, path: Path) -> str:
+    """Returns the digest of a written file, read from the disk, to compare with `write_shard`'s.
+
+    Raises:
+        OSError: It cannot be read.
+        CheckpointError: It is shorter than the shard.
+    """
+    head, parts = chunks(shard)
+    with Reader() as reader:
+
+        def content(offset: int, num_bytes: int) -> torch.Tensor:
+            segment = Segment(file=path, offset=offset, count=num_bytes, dtype="uint8")
+            return reader.read([segment])
+
+        digests = [
+            xxhash.xxh3_64_intdigest(content(chunk.offset, chunk.num_bytes).numpy().data)
+            for chunk in parts
+        ]
+        return _digest(content(0, len(head)).numpy().tobytes(), digests)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder last."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(head: bytes, digests: Sequence[int]) -> str:
+    digest = xxhash.xxh3_128(head)
+    for one in digests:
+        digest.update(one.to_bytes(8, "little"))
+    return digest.hexdigest()
+
+
+def _put(descriptor: int, content: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(descriptor, content[done:], offset + done)
