@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from sailplan.data.images import FORMATS, PIXEL_LIMIT
 from sailplan.data.local import BUILDERS
 from sailplan.data.remote import SIZE_LIMIT_BYTES, TIMEOUT_S
 from sailplan.errors import SailplanError
+from sailplan.hub import errors as hub_errors
+from sailplan.hub.repository import Repository
 from sailplan.launcher.command import ENTRY_MODULE
 from sailplan.launcher.preset import PRESETS
 from sailplan.run.accelerate_flags import accelerate_flags
@@ -25,6 +29,7 @@ from sailplan.run.config import DIFFERENT_DEFAULTS, Run
 from sailplan.run.fields import dataset_table, field_table
 from sailplan.run.legacy import legacy_names, translate
 from sailplan.run.legacy_names import GONE, RENAMED
+from sailplan.run.repositories import REVISIONS
 from sailplan.run.saved import _HARMLESS_VARIABLES
 from sailplan.run.values import Entry, scalar
 from tests.cli.test_main import sailplan
@@ -48,7 +53,7 @@ def commands() -> list[tuple[Block, list[str]]]:
     found = []
     for block in of_kind(""):
         lines = block.text.replace("\\\n", " ").splitlines()
-        words = [shlex.split(line, comments=True) for line in lines]
+        words = [shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", line), comments=True) for line in lines]
         if " -> " not in block.text:
             found += [(block, command) for command in words if command]
     return found
@@ -318,6 +323,34 @@ def printed_on(page: Path, heading: str | None = None) -> str:
         for block in blocks(page)
         if block.kind == "text" and heading in (None, block.heading)
     )
+
+
+# The page about machines without a network
+
+
+def test_errors_of_the_offline_page_are_printed_so() -> None:
+    from httpx2 import Request, Response
+    from huggingface_hub import errors
+
+    model = Repository(kind="model", name="owner/model")
+    answer = Response(401, request=Request("GET", "https://huggingface.co"))
+    printed = [
+        hub_errors.missing(model, run_file="my-run.yaml"),
+        hub_errors.explain(errors.GatedRepoError("", response=answer), model),
+        hub_errors.explain(
+            errors.RevisionNotFoundError("", response=answer), replace(model, revision="v9")
+        ),
+        hub_errors.no_answer(model),
+        hub_errors.explain(OSError(errno.ENOSPC, "No space left on device"), model),
+    ]
+    assert printed_on(DOCS / "offline.md") == "".join(f"error: {error}\n" for error in printed)
+
+
+def test_revisions_of_the_offline_page_are_all_there() -> None:
+    (table,) = tables(DOCS / "offline.md")
+    assert [row for row in table if "entry" not in row[0]] == [
+        [f"`{field}`", f"`{revision}`"] for field, revision in REVISIONS.items()
+    ]
 
 
 # Rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,6 +25,50 @@ def track(items: Iterable[T], *, label: str, total: int | None = None) -> Iterat
         yield from _bar(items, label, total)
     else:
         yield from _lines(items, label, total)
+
+
+@contextmanager
+def track_bytes(label: str, *, total: int) -> Iterator[Callable[[float], None]]:
+    """Gives a function to be called with each number of bytes that has come, and shows them.
+
+    On a terminal a bar with rate and ETA; elsewhere a plain line every `PLAIN_LINE_EVERY_S`.
+    """
+    if sys.stderr.isatty() and total:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda count: progress.advance(task, count)
+        return
+    start = last = time.monotonic()
+    done = 0.0
+
+    def advance(count: float) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= PLAIN_LINE_EVERY_S:
+            last = now
+            rate = done / (now - start) / 1e6
+            shown = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.1f} MB/s"
+            print(f"{label}: {shown}", file=sys.stderr, flush=True)
+
+    yield advance
 
 
 def _bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:

@@ -342,7 +342,9 @@ def test_path_that_does_not_exist_is_told_from_a_hub_name(run_on: RunOn, name: s
 
 
 def test_hub_name_without_a_network_is_refused(run_on: RunOn) -> None:
-    with pytest.raises(DataError, match="no file or folder here, and the Hub does not answer"):
+    with pytest.raises(
+        DataError, match=r"no folder here and not in the local cache, .* sailplan fetch"
+    ):
         load_rows(run_on("nobody/nothing"))
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 import pytest
 
 from sailplan.run.accelerate_flags import accelerate_flags
-from sailplan.run.arguments import SailplanArguments
+from sailplan.run.arguments import SailplanArguments, SailplanDatasetConfig
 from sailplan.run.fields import dataset_table, field_table
 
 
@@ -79,7 +79,9 @@ def test_table_types_equal_live_annotations(live):
 def test_dataset_table_equals_live_dataclass():
     from trl.scripts.utils import DatasetConfig
 
-    assert list(dataset_table()) == [field.name for field in dataclasses.fields(DatasetConfig)]
+    theirs = [field.name for field in dataclasses.fields(DatasetConfig)]
+    ours = [field.name for field in dataclasses.fields(SailplanDatasetConfig)]
+    assert list(dataset_table()) == theirs + ours
 
 
 def test_accelerate_flags_equal_live_parser(live):

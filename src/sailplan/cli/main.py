@@ -16,6 +16,7 @@ from sailplan.errors import RunFileError, SailplanError
 
 VERBS = {
     "train": "Fine-tunes a model as a run file says, on this machine.",
+    "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
     "demo": "Does the whole loop on any machine: draws data, trains a small model, compares.",
     "generate": "Asks a base or tuned model one question about images.",
 }

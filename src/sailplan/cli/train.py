@@ -38,10 +38,12 @@ def train(
     from sailplan.hardware.detect import detect
     from sailplan.launcher import local
     from sailplan.launcher.command import command
-    from sailplan.preflight.checks import check
+    from sailplan.preflight.checks import check, check_caches
     from sailplan.run.config import Run
+    from sailplan.run.directory import RunDirectory
 
     wanted = Run.from_file(find_run_file(run), context.args)
+    wanted = RunDirectory.of(wanted).pinned(wanted)
     check(wanted)
     environment = {**os.environ, **wanted.environment()}
     machine = detect(environment)
@@ -57,6 +59,8 @@ def train(
         for path, text in launch.files.items():
             print(f"\n# {path}\n{text}", end="")
         return
+    RunDirectory.of(wanted).check(wanted)
+    check_caches(wanted)
     raise typer.Exit(local.train(wanted, launch, machine, environment))
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import datasets
 import pandas as pd  # type: ignore[import-untyped]  # it ships no types
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.file_download import repo_folder_name
 
 from sailplan.data import local
+from sailplan.data.hub import hub_splits
 from sailplan.errors import DataError
+from sailplan.hub import errors as hub_errors
+from sailplan.hub.repository import MAIN, Repository
+from sailplan.run.repositories import BUILDERS
 
 Splits = Mapping[str, datasets.Dataset]
 
@@ -31,6 +33,8 @@ class Source:
     """A file, a folder, a Hub name, or a builder's name where there are `data_files`."""
     name: str | None = None
     """The configuration."""
+    revision: str | None = None
+    """Of a Hub name the branch, tag or commit."""
     data_dir: str | None = None
     """A folder within the dataset."""
     data_files: Any = None
@@ -57,10 +61,24 @@ def load_splits(source: Source) -> tuple[Splits, Path]:
         return _read_files(source, {"train": [path]}), path.parent
     if path.is_dir():
         return _load_folder(source, path), path
-    return _read(source, source.path, []), _own_folder(source)
+    if source.path in BUILDERS:
+        return _read(source, source.path, []), _own_folder(source)
+    return _load_hub(source), _own_folder(source)
+
+
+def _load_hub(source: Source) -> Splits:
+    with _quiet(), _one_line_errors(source.path, []):
+        return hub_splits(
+            Repository(kind="dataset", name=source.path, revision=source.revision or MAIN),
+            name=source.name,
+            data_dir=source.data_dir,
+            data_files=source.data_files,
+        )
 
 
 def _load_named_files(source: Source, path: Path) -> tuple[Splits, Path]:
+    if not path.exists() and source.path not in BUILDERS:
+        return _load_hub(source), _own_folder(source)
     first = source.data_files
     while not isinstance(first, str):
         first = next(iter(first.values() if isinstance(first, Mapping) else first))
@@ -72,9 +90,9 @@ def _load_named_files(source: Source, path: Path) -> tuple[Splits, Path]:
 
 def _own_folder(source: Source) -> Path:
     """Returns the folder of what is no path: a builder's is in `data_dir`, the Hub's in a cache."""
-    if source.path in {*local.BUILDERS.values(), "imagefolder"}:
+    if source.path in BUILDERS:
         return Path(source.data_dir or "").expanduser()
-    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source.path, repo_type="dataset")
+    return Repository(kind="dataset", name=source.path).folder
 
 
 def _load_folder(source: Source, folder: Path) -> Splits:
@@ -179,12 +197,12 @@ def _one_line_errors(name: str, files: list[Path]) -> Iterator[None]:
     """Turns whatever loading raises into a DataError: its libraries have no class in common."""
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:
-        if isinstance(error, ConnectionError):
-            raise DataError(
-                f"dataset {name!r} is no file or folder here, and the Hub does not answer: {error}",
-                todo="check the name, or download it where there is a network",
-            ) from error
+        known = hub_errors.explain(error, Repository(kind="dataset", name=name))
+        if known is not None and not files:
+            raise known from error
         raise DataError(local.explain(error, name, files)) from error
 
 

@@ -43,7 +43,7 @@ def load_rows(run: Run) -> Rows:
         DataError: The data is missing, empty, malformed, lacks a split or a column that was asked
             for, or does not fit together.
     """
-    sources = _sources(run)
+    sources = sources_of(run)
     names = [
         _name(number, source) if run.get("datasets") else ""
         for number, source in enumerate(sources, start=1)
@@ -82,7 +82,12 @@ def load_rows(run: Run) -> Rows:
     return Rows(train=train, eval=evaluation, entries=tuple(entries), numbers=numbers)
 
 
-def _sources(run: Run) -> list[Source]:
+def sources_of(run: Run) -> list[Source]:
+    """Returns what a run asks of `load_dataset`: its one dataset, or each entry of `datasets`.
+
+    Raises:
+        RunFileError: No dataset is named, or rows are to be streamed.
+    """
     if run.get("dataset_streaming") or run.get("streaming"):
         raise RunFileError("streaming is not supported yet", todo="remove dataset_streaming")
     if run.get("datasets"):
@@ -96,6 +101,7 @@ def _sources(run: Run) -> list[Source]:
         Source(
             path=run.get("dataset_name"),
             name=run.get("dataset_config"),
+            revision=run.get("dataset_revision"),
             split=run.get("dataset_train_split"),
         )
     ]

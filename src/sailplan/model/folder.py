@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from sailplan.errors import ModelError
+from sailplan.hub import errors as hub_errors
+from sailplan.hub.repository import Repository
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _TOKENIZER, _INDEX = "tokenizer.json", "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 _LFS_POINTER = b"version https://git-lfs"
-_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def check_path(name: str) -> None:
@@ -85,17 +85,10 @@ def explain(error: Exception, name: str, what: str) -> ModelError:
     if isinstance(error, ModelError):
         return error
     if not Path(name).expanduser().is_dir():
-        if any(os.environ.get(variable, "0").lower() in ("1", "true") for variable in _OFFLINE):
-            return ModelError(
-                f"{name} is no folder here and not in the local cache, and the hub is switched "
-                "off (HF_HUB_OFFLINE)",
-                todo="give the path of a folder, or download the model first where there is a "
-                "network: hf download " + name,
-            )
-        return ModelError(
-            f"the {what} of {name} could not be loaded: {_first_line(error)}",
-            todo="check the name, the network, and hf auth login where the model is gated",
-        )
+        repository = Repository(kind="model", name=name)
+        known = hub_errors.explain(error, repository)
+        if isinstance(known, ModelError):
+            return known
     folder = Path(name).expanduser()
     broken = _broken_file(sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))))
     if broken:

@@ -67,7 +67,7 @@ def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
 
     name, source = _name(run), _source(run)
     if run.get("processor_name_or_path"):
-        name, source["revision"] = run.get("processor_name_or_path"), None
+        name, source["revision"] = run.get("processor_name_or_path"), run.get("processor_revision")
         check_path(name)
     try:
         processor = AutoProcessor.from_pretrained(str(Path(name).expanduser()), **source)
@@ -270,7 +270,8 @@ def _chat_template(run: Run, vocabulary: dict[str, int]) -> str:
             ) from None
     check_path(source)
     try:
-        other = AutoTokenizer.from_pretrained(source, **_source(run) | {"revision": None})
+        revision = {"revision": run.get("chat_template_revision")}
+        other = AutoTokenizer.from_pretrained(source, **_source(run) | revision)
     except Exception as error:
         raise explain(error, source, "chat template") from error
     added = sorted(other.get_added_vocab().keys() - vocabulary.keys())

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from sailplan.data import local
+from sailplan.hub.cache import lacking
+from sailplan.hub.errors import missing
+from sailplan.hub.repository import is_offline
 from sailplan.model.folder import check_files, check_folder, check_path
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.repositories import uses
 
 
 def check(run: Run) -> None:
@@ -31,6 +36,22 @@ def check(run: Run) -> None:
         local.glance(name)
     local.image_root(run)
     RunDirectory.of(run).asked_checkpoint(run)
+
+
+def check_caches(run: Run) -> None:
+    """Refuses a run whose repositories are not all here while the hub is switched off.
+
+    Raises:
+        ModelError: A model or processor is not in the cache, or a piece of it.
+        DataError: A dataset is not.
+    """
+    if not is_offline({**os.environ, **run.environment()}):
+        return
+    for use in uses(run):
+        weights = use.field == "model_name_or_path"
+        absent = lacking(use.repository, weights=weights)
+        if absent is not None:
+            raise missing(use.repository, what=absent, run_file=run.source or "RUN")
 
 
 def _data_names(run: Run) -> Iterator[str]:

@@ -17,6 +17,18 @@ class SailplanArguments:
         default=None,
         metadata={"help": "The processor or tokenizer to load, where it is not the model's own."},
     )
+    processor_revision: str | None = field(
+        default=None,
+        metadata={"help": "The revision of processor_name_or_path; its main branch if not given."},
+    )
+    chat_template_revision: str | None = field(
+        default=None,
+        metadata={"help": "The revision of a chat_template_path on the Hub."},
+    )
+    dataset_revision: str | None = field(
+        default=None,
+        metadata={"help": "The revision of dataset_name; its main branch where not given."},
+    )
     global_batch_size: int | None = field(
         default=None,
         metadata={
@@ -114,3 +126,10 @@ class SailplanArguments:
             "non-zero, finite gradient; 0 switches the check off."
         },
     )
+
+
+@dataclass
+class SailplanDatasetConfig:
+    """What an entry of `datasets:` may hold beside TRL's own keys."""
+
+    revision: str | None = None

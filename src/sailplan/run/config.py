@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sailplan.errors import RunFileError
+from sailplan.hub.repository import Repository
 from sailplan.run import assemble, sanity, saved
 from sailplan.run.blocks import LaunchBlock, SlurmBlock
 from sailplan.run.fields import field_table
@@ -44,6 +45,8 @@ class Run:
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """What was translated or not taken as written, to be told once."""
     source: Path | None = dataclasses.field(default=None, compare=False)
+    pins: Mapping[Repository, str] = dataclasses.field(default_factory=dict, compare=False)
+    """The commits that took the place of revisions as written; see `run.repositories`."""
 
     @classmethod
     def from_file(cls, path: Path | str, overrides: Sequence[str] = ()) -> Run:

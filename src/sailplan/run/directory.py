@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sailplan.errors import OutputError, RunFileError
+from sailplan.files import write_atomically
 from sailplan.run import saved
 from sailplan.run.claim import Claim
 from sailplan.run.config import Run
-
-IDENTITY = (
-    "model_name_or_path",
-    "model_revision",
-    "dataset_name",
-    "dataset_config",
-    "dataset_train_split",
-    "datasets",
-    "use_peft",
-    "load_in_4bit",
-    "load_in_8bit",
-)
-"""What makes a run another run: the model, the data, the method. Anything else may change on the
-way, such as the hardware, the learning rate or the number of epochs."""
-
-ADAPTER_IDENTITY = (
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
-    "lora_target_parameters",
-    "lora_modules_to_save",
-    "use_rslora",
-    "use_dora",
-)
-"""The same for a run that trains an adapter: its shape and scale."""
+from sailplan.run.identity import changes
+from sailplan.run.repositories import REVISIONS, pin, remembered
+from sailplan.run.repositories import text as text_of_pins
 
 _TRACES = ("trainer_state.json", "training_args.bin", "config.json", "adapter_config.json")
 """Files that tell of weights or a run which sailplan did not start."""
@@ -86,6 +64,11 @@ class RunDirectory:
         return self.path / "environment.json"
 
     @property
+    def revisions_file(self) -> Path:
+        """Which commit each revision was that the run file does not write as one."""
+        return self.path / "revisions.json"
+
+    @property
     def metrics_file(self) -> Path:
         """One JSON object a line, one line a log record; there since training began."""
         return self.path / "metrics.jsonl"
@@ -122,6 +105,34 @@ class RunDirectory:
             raise RunFileError(f"resume_from_checkpoint: there is no folder {path}")
         return path
 
+    def pinned(self, run: Run) -> Run:
+        """Returns the run with the commits that the directory remembers for its revisions.
+
+        Raises:
+            OutputError: What it remembers cannot be read.
+        """
+        pinned = pin(run, remembered(self.run_file, self.revisions_file))
+        new = [f"{repo.name} is pinned to {commit}" for repo, commit in pinned.pins.items()]
+        notes = [f"{text} ({self.revisions_file})" for text in new]
+        return replace(pinned, notes=(*run.notes, *notes))
+
+    def remember(self, run: Run) -> None:
+        """Writes down the run's pins, beside those that are there; it does not claim the directory.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        try:
+            Claim.write(self.path, self._revisions(run))
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _revisions(self, run: Run) -> dict[Path, str]:
+        if not run.pins:
+            return {}
+        pins = {**remembered(self.run_file, self.revisions_file), **run.pins}
+        return {self.revisions_file: text_of_pins(pins.items())}
+
     def check(self, run: Run) -> None:
         """Refuses what `claim` would refuse, and writes nothing.
 
@@ -150,7 +161,7 @@ class RunDirectory:
             OutputError: It is a file, cannot be written, or holds another run.
         """
         self._refuse_another_run(run)
-        own = {self.train_file: run.train_yaml()}
+        own = {self.train_file: run.train_yaml(), **self._revisions(run)}
         # The run file comes last: where it is, the others are.
         files = {**own, **(texts or {}), self.run_file: run.run_yaml()}
         try:
@@ -161,15 +172,30 @@ class RunDirectory:
     def begin(self, run: Run) -> None:
         """Marks that training begins, and claims the directory where no launcher has done so.
 
+        Where one has, the pins that only the ranks could find are added to its files.
+
         Raises:
             OutputError: As for `claim`.
         """
         if run.source is None or run.source.absolute() != self.train_file:
             self.claim(run)
         try:
+            for path, text in self._with_pins(run).items():
+                write_atomically(path, text.encode())
             self.metrics_file.touch()
         except OSError as error:
             raise self._unwritable(error) from None
+
+    def _with_pins(self, run: Run) -> dict[Path, str]:
+        if not run.pins:
+            return {}
+        pinned = {*REVISIONS.values(), "datasets"} & run.explicit.keys()
+        values = saved.fields({name: run.explicit[name] for name in pinned})
+        files = {
+            path: saved.with_fields(path.read_text(encoding="utf-8"), values)
+            for path in (self.train_file, self.run_file)
+        }
+        return {**self._revisions(run), **files}
 
     def began_at(self) -> int | None:
         """Returns when the metrics were last written, in nanoseconds; None where they never were.
@@ -212,15 +238,6 @@ class RunDirectory:
         except RunFileError as error:
             got = f"output_dir {self.path} holds a run.yaml that cannot be read ({error.got})"
             raise OutputError(got, todo=todo) from None
-        for name, there, here in _identity_changes(old, run):
+        for name, there, here in changes(old, run):
             got = f"output_dir {self.path} holds another run: {name} is {there} there, {here} here"
             raise OutputError(got, todo=todo)
-
-
-def _identity_changes(old: Run, new: Run) -> Iterator[tuple[str, Any, Any]]:
-    """Yields what differs of the two runs' identities: name, old value, new value."""
-    adapter = ADAPTER_IDENTITY if new.get("use_peft") else ()
-    for name in (*IDENTITY, *adapter):
-        there, here = (saved.fields({name: run.get(name)})[name] for run in (old, new))
-        if there != here:
-            yield name, there, here

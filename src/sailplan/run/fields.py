@@ -91,7 +91,12 @@ def field_table() -> Mapping[str, Field]:
 def dataset_table() -> Mapping[str, Field]:
     """Returns the fields of one entry of `datasets:` by name."""
     source = package_folder("trl") / "scripts/utils.py"
-    return {found.name: found for found in _class_fields(source, "DatasetConfig", "DatasetConfig")}
+    ours = package_folder("sailplan") / "run/arguments.py"
+    return {
+        found.name: found
+        for path, name in ((source, "DatasetConfig"), (ours, "SailplanDatasetConfig"))
+        for found in _class_fields(path, name, "DatasetConfig")
+    }
 
 
 @lru_cache(maxsize=4)

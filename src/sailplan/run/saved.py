@@ -78,8 +78,18 @@ def text(values: Mapping[str, Any], missing: list[str]) -> str:
     lines = ["# Written by sailplan: the run as resolved. It can be launched again from this file."]
     if missing:
         lines.append(f"# Not written, because secret: {', '.join(missing)}.")
-    body = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
-    return "\n".join(lines) + "\n" + (body if values else "")
+    return "\n".join(lines) + "\n" + (_dump(values) if values else "")
+
+
+def with_fields(text: str, values: Mapping[str, Any]) -> str:
+    """Returns a run file's text with some fields set; the comments at its head stay."""
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    written = {**(yaml.safe_load(text) or {}), **values}
+    return "\n".join(head) + "\n" + _dump(written)
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:

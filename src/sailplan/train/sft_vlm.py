@@ -56,10 +56,12 @@ def train(run: Run) -> None:
         from sailplan.train.arguments import training_arguments
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.pins import pinned
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
     directory = RunDirectory.of(run)
+    run = pinned(run)
     if args.process_index == 0:
         directory.check(run)
     say(*run.notes, *run.differences(), *notes)

@@ -1,0 +1,1 @@
+"""Repositories on the hub: their revisions, the local cache, downloads."""
