@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from sailplan.run.legacy_names import GONE, RENAMED
 from sailplan.run.repositories import REVISIONS
 from sailplan.run.saved import _HARMLESS_VARIABLES
 from sailplan.run.values import Entry, scalar
+from sailplan.train.optimizer_check import OPTIM_ARGS
 from tests.cli.test_main import sailplan
 from tests.data.reading import pieces, turn
 from tests.data.test_images import png_header
@@ -175,7 +177,8 @@ OTHER_NAMES = {
     *dataset_table(),
     *SlurmBlock.model_fields,
     *(choice for field in field_table().values() for choice in field.choices or ()),
-    *("alpaca_short", "prompt_input", "prompt_no_input", "q_proj", "v_proj"),
+    *("alpaca_short", "prompt_input", "prompt_no_input", "q_proj", "v_proj", "embed_tokens"),
+    *chain(*OPTIM_ARGS.values()),
     *("save_to_disk", "configs"),  # of datasets
 }
 

@@ -46,7 +46,13 @@ TRANSLATED = {
     "adafactor: true": ({"optim": "adafactor"}, {}, "is now optim"),
 }
 
-VALUES = {"bool": ("true", True), "int": ("7", 7), "float": ("7", 7.0), "list": ("a", ["a"])}
+VALUES = {
+    "bool": ("true", True),
+    "int": ("7", 7),
+    "float": ("7", 7.0),
+    "list": ("a", ["a"]),
+    "dict": ("{a: 7}", {"a": 7}),
+}
 
 
 def read(tmp_path, text: str, *flags: str) -> Run:

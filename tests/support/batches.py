@@ -38,6 +38,7 @@ def trainer(
     *,
     callbacks: Sequence[TrainerCallback] = (),
     peft_config: Any = None,
+    optimizer_cls_and_kwargs: Any = None,
     **settings: Any,
 ) -> SFTTrainer:
     """TRL's trainer over the batches in their order, one a step, fp32 on CPU."""
@@ -57,6 +58,7 @@ def trainer(
         data_collator=lambda picked: dict(batches[picked[0]["row"]]),
         callbacks=list(callbacks),
         peft_config=peft_config,
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
     )
 
 

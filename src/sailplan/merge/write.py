@@ -118,4 +118,3 @@ def _check_room(shards: Sequence[Shard], folder: Path) -> None:
             f"{folder} has room for {free / 2**30:.2f} GiB, the model takes {needed / 2**30:.2f}",
             todo="make room, or choose another output folder",
         )
-

@@ -23,6 +23,7 @@ def target_modules(
     *,
     vision: bool = False,
     unused: Collection[str] = (),
+    frozen: Collection[str] = (),
 ) -> str | list[str]:
     """Returns PEFT's `target_modules`: a list of names, or a regular expression.
 
@@ -35,6 +36,7 @@ def target_modules(
             names must match, `all-linear` or None (the same).
         vision: The run's `lora_vision`.
         unused: Parameters that the architecture never uses; their layers are left out.
+        frozen: Parts that the run freezes; no layer of theirs is adapted.
 
     Raises:
         ModelError: A target matches no layer, or means the LM head.
@@ -51,6 +53,7 @@ def target_modules(
             for name in names
             if name not in idle
             and name not in head
+            and parts.part_of(name) not in frozen
             and (vision or not parts.is_vision(name) or any(name.startswith(r) for r in named))
         }
 
@@ -63,8 +66,12 @@ def target_modules(
         matched = {name for name in (*linear, *other) if _matches(target, name)}
         found = reachable(matched, target)
         if not found:
-            raise _no_match(target, matched, idle, parts, reachable(linear, target))
+            in_frozen = {parts.part_of(name) for name in matched} & set(frozen)
+            raise _no_match(target, matched, idle, parts, in_frozen, reachable(linear, target))
         chosen |= found
+    if not chosen:
+        got = f"LoRA finds no layer to adapt: freeze names {', '.join(sorted(frozen))}"
+        raise ModelError(got, todo="" if vision else "write lora_vision: true to adapt the others")
     return _compact(chosen, [name for name, _ in model.named_modules()], parts)
 
 
@@ -96,7 +103,12 @@ def _matches(target: str, name: str) -> bool:
 
 
 def _no_match(
-    target: str, matched: set[str], idle: set[str], parts: Parts, linear: set[str]
+    target: str,
+    matched: set[str],
+    idle: set[str],
+    parts: Parts,
+    frozen: set[str],
+    linear: set[str],
 ) -> ModelError:
     leaves = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
     got = f"lora_target_modules: {target!r}"
@@ -109,6 +121,11 @@ def _no_match(
     if matched and matched <= idle:
         return ModelError(
             f"{got} matches only layers that this architecture never uses", allowed=leaves
+        )
+    if frozen:
+        return ModelError(
+            f"{got} matches layers of {', '.join(sorted(frozen))}, which freeze names",
+            todo="drop one of the two",
         )
     if matched:
         return ModelError(
@@ -138,10 +155,10 @@ def _compact(chosen: set[str], modules: list[str], parts: Parts) -> str | list[s
         "|".join(sorted({re.sub(r"\b\d+\b", r"\\d+", re.escape(name)) for name in chosen})),
         "|".join(map(re.escape, sorted(chosen))),
     ]
-    return next(item for item in candidates if _selected(item, modules) == chosen)
+    return next(item for item in candidates if selected_modules(item, modules) == chosen)
 
 
-def _selected(targets: str | list[str], modules: list[str]) -> set[str]:
+def selected_modules(targets: str | list[str], modules: list[str]) -> set[str]:
     """Returns the modules that PEFT picks: whole names by pattern, or ends by name."""
     if isinstance(targets, str):
         pattern = re.compile(targets)

@@ -111,6 +111,21 @@ class SailplanArguments:
             "fraction (below 1). Without it, dataset_test_split is used where it exists."
         },
     )
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Parts that do not train; with LoRA, parts that get no adapter.",
+            "choices": ["vision_tower", "projector", "language_model"],
+        },
+    )
+    vision_tower_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the vision tower; learning_rate where not given."},
+    )
+    projector_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the projector; learning_rate where not given."},
+    )
     lora_bias: str = field(
         default="none",
         metadata={"help": "Which biases LoRA trains.", "choices": ["none", "all", "lora_only"]},
@@ -118,6 +133,21 @@ class SailplanArguments:
     lora_vision: bool = field(
         default=False,
         metadata={"help": "Let LoRA targets match inside the vision tower and projector too."},
+    )
+    lora_rank_pattern: dict[str, int] | None = field(
+        default=None,
+        metadata={"help": "Ranks other than lora_r: layer names or regular expressions to ranks."},
+    )
+    lora_alpha_pattern: dict[str, int] | None = field(
+        default=None,
+        metadata={"help": "The same for lora_alpha."},
+    )
+    init_lora_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "How adapters begin; PEFT's default where not given.",
+            "choices": ["gaussian", "orthogonal"],
+        },
     )
     gradient_check_steps: int = field(
         default=20,

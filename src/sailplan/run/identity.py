@@ -21,6 +21,10 @@ IDENTITY = (
     "use_peft",
     "load_in_4bit",
     "load_in_8bit",
+    "freeze",
+    # They divide the optimizer's state, which another division cannot go on with.
+    "vision_tower_learning_rate",
+    "projector_learning_rate",
 )
 """What makes a run another run: the model, the data, the method. Anything else may change on the
 way, such as the hardware, the learning rate or the number of epochs."""
@@ -33,6 +37,8 @@ ADAPTER_IDENTITY = (
     "lora_modules_to_save",
     "use_rslora",
     "use_dora",
+    "lora_rank_pattern",
+    "lora_alpha_pattern",
 )
 """The same for a run that trains an adapter: its shape and scale."""
 

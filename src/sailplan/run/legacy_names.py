@@ -41,8 +41,17 @@ RENAMED: Mapping[str, str] = {
     "lora_target": "lora_target_modules",
     "modules_to_save": "lora_modules_to_save",
     "task_type": "lora_task_type",
+    "rank_pattern": "lora_rank_pattern",
+    "alpha_pattern": "lora_alpha_pattern",
     "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
     "use_double_quant": "use_bnb_nested_quant",
+    # LLaVA and other trainers of vision-language models
+    "mm_vision_tower_lr": "vision_tower_learning_rate",
+    "mm_projector_lr": "projector_learning_rate",
+    "vision_lr": "vision_tower_learning_rate",
+    "merger_lr": "projector_learning_rate",
+    "vit_lr": "vision_tower_learning_rate",
+    "aligner_lr": "projector_learning_rate",
     # Alpaca-LoRA's finetune.py
     "base_model": "model_name_or_path",
     "data_path": "dataset_name",

@@ -57,6 +57,8 @@ RANGES: Mapping[str, _Range] = {
     "adam_epsilon": _POSITIVE,
     "ddp_timeout": _POSITIVE,
     "learning_rate": _NOT_NEGATIVE,
+    "vision_tower_learning_rate": _NOT_NEGATIVE,
+    "projector_learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "max_grad_norm": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,

@@ -15,6 +15,7 @@ from sailplan.errors import RunFileError
 from sailplan.model.precision import fit_to_device
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.train.optimizer_check import check_optimizer
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -64,6 +65,7 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     output_dir = str(RunDirectory.of(run).path)
     args = run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir})
     _check_trackers(args.report_to)
+    check_optimizer(args)
     if args.use_liger_kernel and not is_liger_kernel_available():
         got = "use_liger_kernel without the package"
         raise RunFileError(got, todo="drop it, or pip install liger-kernel")

@@ -52,10 +52,12 @@ def train(run: Run) -> None:
         from sailplan.data.sources import load_rows
         from sailplan.model.families import family_of
         from sailplan.model.load import attention, load_config, load_model, load_processor
-        from sailplan.model.trainable import describe, freeze_unused, lora_config
+        from sailplan.model.trainable import lora_config
         from sailplan.train.arguments import training_arguments
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.optimizer import optimizer_by_part
+        from sailplan.train.parts import every_rank_needs_images, settle_parts
         from sailplan.train.pins import pinned
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
@@ -89,6 +91,7 @@ def train(run: Run) -> None:
         eval_dataset=data.eval,
         processing_class=processor,
         peft_config=lora_config(run, model),
+        optimizer_cls_and_kwargs=optimizer_by_part(run, args),
         callbacks=[
             MetricsFile(run),
             GradientGuard(run.get("gradient_check_steps")),
@@ -97,10 +100,8 @@ def train(run: Run) -> None:
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
-    unused = freeze_unused(trainer.model)
-    if unused:
-        say(f"frozen, because this architecture never uses them: {', '.join(unused)}")
-    say(describe(trainer.model))
+    say(*settle_parts(run, args, trainer.model))
+    collator.dummy_image = every_rank_needs_images(trainer.model)
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()

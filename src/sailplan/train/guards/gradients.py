@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sailplan.errors import TrainingError
 from sailplan.model.families import family_of
-from sailplan.model.parts import find_parts
+from sailplan.model.parts import base_model, find_parts
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _hook(parameter: Any, see: Callable[[Tensor], None]) -> Any:
 
 def _needs_images(model: Any, names: Sequence[str]) -> tuple[frozenset[str], frozenset[int]]:
     """Returns the parameters that only images reach, and the token ids that stand for images."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = base_model(model)
     parts, family = find_parts(base), family_of(base.config)
     crossed = getattr(base.config.get_text_config(), "cross_attention_layers", None) or ()
     layers = tuple(f"{parts.language}.layers.{index}." for index in crossed)
