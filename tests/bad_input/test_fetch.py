@@ -207,3 +207,29 @@ def test_missing_shard_of_a_fetched_model_is_named_with_the_command(
     end = desk("train", "run.yaml", HF_HUB_OFFLINE="1")
     assert_one_line(end, 3, "the weights of owner/tiny at ")
     assert "sailplan fetch run.yaml" in end.err
+
+
+PUSHES: dict[str, tuple[dict[str, str], str]] = {
+    # variables, message
+    "no token": ({}, "push_to_hub without a token; set HF_TOKEN, run `hf auth login`, or drop "),
+    "refused token": ({"HF_TOKEN": "hf_" + "b" * 34}, "push_to_hub with a token that the hub ref"),
+    "hub switched off": ({"HF_HUB_OFFLINE": "1"}, "push_to_hub while the hub is switched off "),
+    "no network": (
+        {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_TOKEN": TOKEN},
+        "push_to_hub, and the hub does not answer; check the network, or drop push_to_hub",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PUSHES)
+def test_push_that_cannot_work_is_told_before_training(desk: Desk, case: str) -> None:
+    variables, message = PUSHES[case]
+    end = desk("train", "run.yaml", "--push_to_hub", **variables)
+    assert_one_line(end, 2, message)
+    assert not desk.out.exists()
+
+
+def test_push_that_cannot_work_is_told_by_ranks_that_were_started_by_hand(desk: Desk) -> None:
+    end = desk("--config", "run.yaml", "--push_to_hub", module="sailplan.train.sft_vlm")
+    assert_one_line(end, 2, "push_to_hub without a token; ")
+    assert not desk.out.exists()

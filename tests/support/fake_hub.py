@@ -135,10 +135,14 @@ class Desk:
         (self.folder / "run.yaml").write_text(yaml.safe_dump(run))
 
     def __call__(
-        self, *arguments: str, before: Callable[[], None] | None = None, **variables: str
+        self,
+        *arguments: str,
+        module: str = "sailplan",
+        before: Callable[[], None] | None = None,
+        **variables: str,
     ) -> End:
         done = subprocess.run(
-            [sys.executable, "-m", "sailplan", *arguments],
+            [sys.executable, "-m", module, *arguments],
             capture_output=True,
             text=True,
             timeout=120,

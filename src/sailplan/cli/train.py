@@ -38,7 +38,7 @@ def train(
     from sailplan.hardware.detect import detect
     from sailplan.launcher import local
     from sailplan.launcher.command import command
-    from sailplan.preflight.checks import check, check_caches
+    from sailplan.preflight.checks import check, check_hub
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
 
@@ -60,7 +60,7 @@ def train(
             print(f"\n# {path}\n{text}", end="")
         return
     RunDirectory.of(wanted).check(wanted)
-    check_caches(wanted)
+    check_hub(wanted)
     raise typer.Exit(local.train(wanted, launch, machine, environment))
 
 

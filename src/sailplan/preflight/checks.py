@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from sailplan.data import local
+from sailplan.hub.access import check_push
 from sailplan.hub.cache import lacking
 from sailplan.hub.errors import missing
 from sailplan.hub.repository import is_offline
@@ -38,16 +39,18 @@ def check(run: Run) -> None:
     RunDirectory.of(run).asked_checkpoint(run)
 
 
-def check_caches(run: Run) -> None:
-    """Refuses a run whose repositories are not all here while the hub is switched off.
+def check_hub(run: Run) -> None:
+    """Refuses a run whose model or data is not here while the hub is switched off, or a vain push.
 
     Raises:
+        RunFileError: `push_to_hub` without a hub or a token.
         ModelError: A model or processor is not in the cache, or a piece of it.
         DataError: A dataset is not.
     """
-    if not is_offline({**os.environ, **run.environment()}):
-        return
-    for use in uses(run):
+    environment = {**os.environ, **run.environment()}
+    if run.get("push_to_hub"):
+        check_push(environment)
+    for use in uses(run) if is_offline(environment) else ():
         weights = use.field == "model_name_or_path"
         absent = lacking(use.repository, weights=weights)
         if absent is not None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import RunFileError
+from sailplan.hub.access import check_push
 from sailplan.model.precision import fit_to_device
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
@@ -66,6 +67,8 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     args = run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir})
     _check_trackers(args.report_to)
     check_optimizer(args)
+    if args.push_to_hub and args.process_index == 0:
+        check_push()
     if args.use_liger_kernel and not is_liger_kernel_available():
         got = "use_liger_kernel without the package"
         raise RunFileError(got, todo="drop it, or pip install liger-kernel")
