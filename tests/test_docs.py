@@ -21,6 +21,7 @@ from sailplan.data.local import BUILDERS
 from sailplan.data.remote import SIZE_LIMIT_BYTES, TIMEOUT_S
 from sailplan.errors import SailplanError
 from sailplan.hub import errors as hub_errors
+from sailplan.hub.access import check_push
 from sailplan.hub.repository import Repository
 from sailplan.launcher.command import ENTRY_MODULE
 from sailplan.launcher.preset import PRESETS
@@ -30,6 +31,7 @@ from sailplan.run.config import DIFFERENT_DEFAULTS, Run
 from sailplan.run.fields import dataset_table, field_table
 from sailplan.run.legacy import legacy_names, translate
 from sailplan.run.legacy_names import GONE, RENAMED
+from sailplan.run.metrics import read_metrics
 from sailplan.run.repositories import REVISIONS
 from sailplan.run.saved import _HARMLESS_VARIABLES
 from sailplan.run.values import Entry, scalar
@@ -354,6 +356,25 @@ def test_revisions_of_the_offline_page_are_all_there() -> None:
     assert [row for row in table if "entry" not in row[0]] == [
         [f"`{field}`", f"`{revision}`"] for field, revision in REVISIONS.items()
     ]
+
+
+# The page about trackers
+
+
+def test_lines_of_the_trackers_page_are_read_and_printed_so(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS / "trackers.md"
+    (here / "metrics.jsonl").write_text(printed_on(page, "Steps that are done again"))
+    assert [record["time"] for record in read_metrics(here / "metrics.jsonl")] == [
+        1760000000.0,
+        1760000601.0,
+    ]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(SailplanError) as caught:
+        check_push({})
+    assert printed_on(page, "Pushing") == f"error: {caught.value}\n"
 
 
 # Rows

@@ -69,6 +69,16 @@ class RunDirectory:
         return self.path / "revisions.json"
 
     @property
+    def trackers_file(self) -> Path:
+        """The ids by which trackers know the run; no secrets."""
+        return self.path / "trackers.json"
+
+    @property
+    def curves(self) -> Path:
+        """TensorBoard's folder, one for the life of the run."""
+        return self.path / "tensorboard"
+
+    @property
     def metrics_file(self) -> Path:
         """One JSON object a line, one line a log record; there since training began."""
         return self.path / "metrics.jsonl"

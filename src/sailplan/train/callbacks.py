@@ -26,9 +26,13 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Claims the directory."""
-        if state.is_world_process_zero:
-            self.directory.begin(self.run)
+        """Claims the directory, and says where training goes on."""
+        if not state.is_world_process_zero:
+            return
+        goes_on = self.directory.began_at() is not None
+        self.directory.begin(self.run)
+        if goes_on and self.directory.metrics_file.stat().st_size:
+            self._write({"step": state.global_step, "resumed": True})
 
     def on_log(
         self,
@@ -40,9 +44,12 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Writes one line."""
         if state.is_world_process_zero and logs:
-            record = {"step": state.global_step, "time": round(time.time(), 3), **logs}
-            with self.directory.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            self._write({"step": state.global_step, **logs})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps({**record, "time": round(time.time(), 3)})
+        with self.directory.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 class PlainProgress(TrainerCallback):

@@ -59,6 +59,7 @@ def train(run: Run) -> None:
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import every_rank_needs_images, settle_parts
         from sailplan.train.pins import pinned
+        from sailplan.train.trackers import OneTrackedRun
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
@@ -94,6 +95,7 @@ def train(run: Run) -> None:
         optimizer_cls_and_kwargs=optimizer_by_part(run, args),
         callbacks=[
             MetricsFile(run),
+            OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
         ],
     )
