@@ -27,11 +27,14 @@ def model_files(tiny_model: Callable[[str], Path]) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in tiny_model("qwen2_vl").iterdir()}
 
 
-def parquet(folder: Path, *, seed: int = 0) -> bytes:
-    """Rows of text chats as a parquet file."""
-    lines = chat_rows(folder, 6, seed=seed, images=False).read_text().splitlines()
+def parquet(folder: Path, *, images: bool = False) -> bytes:
+    """Rows of chats as a parquet file, with their images in it."""
+    lines = chat_rows(folder, 6, images=images).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows if images else ():
+        row["images"] = [{"bytes": (folder / row["images"][0]).read_bytes(), "path": None}]
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), file)
+    pq.write_table(pa.Table.from_pylist(rows), file)
     return file.getvalue()
 
 
@@ -44,7 +47,8 @@ def test_fetched_run_trains_without_the_hub_at_the_pinned_commits(
     desk: Desk, hub: FakeHub, model_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     model = hub.commit("model", "owner/tiny", {**model_files, "model.gguf": b"x"})
-    data = hub.commit("dataset", "owner/chats", {"train.parquet": parquet(tmp_path / "rows")})
+    rows = parquet(tmp_path / "rows", images=True)
+    data = hub.commit("dataset", "owner/chats", {"train.parquet": rows})
 
     before = desk("train", "run.yaml", HF_HUB_OFFLINE="1")
     assert before.code == 3
@@ -163,3 +167,18 @@ def test_fetch_of_a_moved_branch_keeps_the_pin_until_it_is_updated(
     assert desk.pins == {"owner/tiny": first}
     assert f"owner/tiny at {second}" in desk("fetch", "run.yaml", "--update").out
     assert desk.pins == {"owner/tiny": second}
+
+
+@pytest.mark.slow
+def test_ranks_of_an_unpinned_run_train_the_same_commit(
+    desk: Desk, hub: FakeHub, model_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    model = hub.commit("model", "owner/tiny", model_files)
+    data = hub.commit("dataset", "owner/chats", {"train.parquet": parquet(tmp_path / "rows")})
+
+    end = desk("train", "run.yaml", "--launch.processes", "2", "--launch.strategy", "ddp")
+
+    assert end.code == 0, end.err
+    assert desk.pins == {"owner/tiny": model, "owner/chats": data}
+    asked = [request for request in hub.requests if request.endswith("/owner/tiny/revision/main")]
+    assert len(asked) == 1

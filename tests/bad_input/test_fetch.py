@@ -130,6 +130,18 @@ MISTAKES: dict[str, tuple[list[str], dict[str, str], int, str]] = {
         7,
         "other holds another run: model_name_or_path is a/b there, owner/tiny here",
     ),
+    "file that is not there": (
+        ["--dataset_name", "none.jsonl"],
+        {},
+        4,
+        "there is no none.jsonl; check the path",
+    ),
+    "folder that is not there": (
+        ["--model_name_or_path", "./none"],
+        {},
+        3,
+        "there is no model folder ./none; correct the path",
+    ),
     "no data named": (["--dataset_name="], {}, 2, "dataset_name is missing"),
 }
 

@@ -34,13 +34,14 @@ def fetch(
     import os
 
     from sailplan import fetch as room
+    from sailplan.preflight.checks import check
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
 
     path = find_run_file(run)
     wanted = Run.from_file(path, context.args)
     os.environ.update(wanted.environment())
-    wanted.require("model_name_or_path", *([] if wanted.get("datasets") else ["dataset_name"]))
+    check(wanted)
     pinned = room.pin_all(wanted, update=update)
     for name in room.local_names(pinned):
         print(f"{name} is here: nothing to fetch")

@@ -15,7 +15,7 @@ MAIN = "main"
 """The branch that is meant where no revision is written."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
