@@ -71,8 +71,7 @@ def pin_all(run: Run, *, update: bool = False) -> Run:
 
 
 def _is_lacking(use: Use) -> bool:
-    weights = use.field == "model_name_or_path"
-    return lacking(use.repository, weights=weights) is not None
+    return lacking(use.repository, weights=use.needs_weights) is not None
 
 
 def fetch(run: Run, *, dry_run: bool = False) -> Iterator[Fetched]:
@@ -99,7 +98,7 @@ def _model(run: Run, use: Use, dry_run: bool) -> Fetched:
     wanted = needed(
         _as_written(run, use.repository),
         commit,
-        weights=use.field == "model_name_or_path",
+        weights=use.needs_weights,
         code=bool(run.get("trust_remote_code")),
     )
     absent = sum(wanted.absent.values())

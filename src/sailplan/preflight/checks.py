@@ -51,8 +51,7 @@ def check_hub(run: Run) -> None:
     if run.get("push_to_hub"):
         check_push(environment)
     for use in uses(run) if is_offline(environment) else ():
-        weights = use.field == "model_name_or_path"
-        absent = lacking(use.repository, weights=weights)
+        absent = lacking(use.repository, weights=use.needs_weights)
         if absent is not None:
             raise missing(use.repository, what=absent, run_file=run.source or "RUN")
 

@@ -46,6 +46,11 @@ class Use:
     """Which entry of `datasets`, from 0."""
     repository: Repository
 
+    @property
+    def needs_weights(self) -> bool:
+        """Says whether it is the model; of others the processor alone is needed."""
+        return self.field == "model_name_or_path"
+
 
 def uses(run: Run) -> list[Use]:
     """Returns the repositories that a run names; none of what is a file or a folder here."""
