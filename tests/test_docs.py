@@ -35,6 +35,7 @@ from sailplan.run.metrics import read_metrics
 from sailplan.run.repositories import REVISIONS
 from sailplan.run.saved import _HARMLESS_VARIABLES
 from sailplan.run.values import Entry, scalar
+from sailplan.train.evaluation import METRICS
 from sailplan.train.optimizer_check import OPTIM_ARGS
 from tests.cli.test_main import sailplan
 from tests.data.reading import pieces, turn
@@ -182,6 +183,7 @@ OTHER_NAMES = {
     *("alpaca_short", "prompt_input", "prompt_no_input", "q_proj", "v_proj", "embed_tokens"),
     *chain(*OPTIM_ARGS.values()),
     *("save_to_disk", "configs"),  # of datasets
+    *(f"eval_{metric}" for metric in METRICS),
 }
 
 
@@ -308,6 +310,12 @@ RUN_FILE_MISTAKES = [
         4,
     ),
 ]
+
+
+def test_metrics_of_an_evaluation_are_in_its_table() -> None:
+    assert [row[0] for row in tables(DOCS / "evaluation.md")[0]] == [
+        f"`eval_{metric}`" for metric in METRICS
+    ]
 
 
 def test_errors_of_the_run_file_page_are_printed_so(here: Path) -> None:

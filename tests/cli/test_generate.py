@@ -12,7 +12,8 @@ from PIL import Image
 
 from sailplan.cli.generate import _write
 from sailplan.data.sample import Message, Part
-from sailplan.evaluate.generate import Question, Sampling, generate, load_speaker
+from sailplan.evaluate.generate import Question, Sampling, generate
+from sailplan.evaluate.speaker import load_speaker
 from tests.cli.test_main import sailplan
 
 

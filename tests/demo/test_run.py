@@ -11,7 +11,8 @@ from sailplan.demo.recipe import Files, write_run_files
 from sailplan.demo.run import Step, check_aim
 from sailplan.demo.score import HeldOut, exact_match, load_held_out
 from sailplan.errors import TrainingError
-from sailplan.evaluate.generate import Sampling, generate, load_speaker
+from sailplan.evaluate.generate import Sampling, generate
+from sailplan.evaluate.speaker import load_speaker
 from sailplan.run.config import Run
 from tests.cli.test_main import sailplan
 

@@ -22,11 +22,10 @@ from sailplan.evaluate.generate import (
     GREEDY,
     Question,
     Sampling,
-    Speaker,
     generate,
-    load_speaker,
     text_streamer,
 )
+from sailplan.evaluate.speaker import Speaker, load_speaker
 from tests.support.tiny import FAMILIES
 
 SHORT = Sampling(max_new_tokens=12, temperature=0.0)

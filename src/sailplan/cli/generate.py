@@ -46,12 +46,13 @@ def generate(
 ) -> None:
     """Asks a base or tuned model one question about images."""
     from sailplan.evaluate import generate as room
+    from sailplan.evaluate.speaker import load_speaker
     from sailplan.train.say import calm_libraries
 
     question = _question(prompt, image or [], system)
     print(f"loading {model}", file=sys.stderr)
     calm_libraries()
-    speaker = room.load_speaker(
+    speaker = load_speaker(
         model,
         adapter=adapter,
         load_in_4bit=load_in_4bit,

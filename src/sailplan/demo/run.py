@@ -117,7 +117,7 @@ def _train(run_file: Path) -> Launch:
 def _measure(
     name: str, model: Path, held_out: HeldOut, *, since: float, load_in_4bit: bool = False
 ) -> Step:
-    from sailplan.evaluate.generate import load_speaker
+    from sailplan.evaluate.speaker import load_speaker
 
     seconds = time.monotonic() - since
     speaker = load_speaker(str(model), load_in_4bit=load_in_4bit, use_cpu=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from sailplan.progress import track
 
 if TYPE_CHECKING:
-    from sailplan.evaluate.generate import Question, Speaker
+    from sailplan.evaluate.generate import Question
+    from sailplan.evaluate.speaker import Speaker
     from sailplan.run.config import Run
 
 STYLES = ("description", "listing")
@@ -46,18 +47,15 @@ def load_held_out(run: Run) -> HeldOut:
     from sailplan.data.formats import resolve_format
     from sailplan.data.images import image_opener
     from sailplan.data.sources import load_rows
-    from sailplan.evaluate.generate import Question
+    from sailplan.evaluate.held_out import held_out_questions
 
     rows = load_rows(run)
     format, opener = resolve_format(run, rows), image_opener(run, rows)
     test_rows = list(rows.eval or ())
-    questions = []
-    for row in test_rows:
-        sample = format.sample(row)
-        images = [opener.open(reference) for reference in sample["images"]]
-        questions.append(Question(messages=sample["messages"][:-1], images=images))
+    asked = held_out_questions(rows, format, opener, range(len(test_rows)))
+    questions = tuple(row.question for row in asked)
     answers = tuple({style: row[style] for style in STYLES} for row in test_rows)
-    return HeldOut(questions=tuple(questions), answers=answers)
+    return HeldOut(questions=questions, answers=answers)
 
 
 def exact_match(speaker: Speaker, held_out: HeldOut, *, label: str) -> dict[str, float]:

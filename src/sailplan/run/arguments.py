@@ -126,6 +126,28 @@ class SailplanArguments:
         default=None,
         metadata={"help": "Learning rate of the projector; learning_rate where not given."},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluations in a row without a better metric_for_best_model after which "
+            "training stops."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata={"help": "How much better an evaluation must be to count as better."},
+    )
+    eval_generations: int = field(
+        default=0,
+        metadata={
+            "help": "Held-out rows, the first of them, that the model answers at each evaluation; "
+            "the answers go to generations.jsonl and TensorBoard."
+        },
+    )
+    eval_generation_tokens: int = field(
+        default=64,
+        metadata={"help": "Most tokens of such an answer."},
+    )
     lora_bias: str = field(
         default="none",
         metadata={"help": "Which biases LoRA trains.", "choices": ["none", "all", "lora_only"]},

@@ -83,6 +83,11 @@ class RunDirectory:
         """One JSON object a line, one line a log record; there since training began."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def generations_file(self) -> Path:
+        """One JSON object a line: what the model answered to a held-out row at an evaluation."""
+        return self.path / "generations.jsonl"
+
     def checkpoint(self, step: int) -> Path:
         """Returns where the checkpoint of an optimizer step lies."""
         return self.path / f"checkpoint-{step}"

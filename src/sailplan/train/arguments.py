@@ -16,6 +16,7 @@ from sailplan.hub.access import check_push
 from sailplan.model.precision import fit_to_device
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.train.evaluation import evaluation_arguments
 from sailplan.train.optimizer_check import check_optimizer
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     fitted, notes = fit_to_device(run)
     notes += [f"{name}: {why}" for name, why in _IDLE.items() if run.is_set(name) and run.get(name)]
     output_dir = str(RunDirectory.of(run).path)
-    args = run.arguments(SFTConfig, **{**unset, **fitted, **_OURS, "output_dir": output_dir})
+    args = run.arguments(
+        SFTConfig,
+        **{**unset, **fitted, **_OURS, **evaluation_arguments(run), "output_dir": output_dir},
+    )
     _check_trackers(args.report_to)
     check_optimizer(args)
     if args.push_to_hub and args.process_index == 0:

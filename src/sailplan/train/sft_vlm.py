@@ -42,7 +42,6 @@ def train(run: Run) -> None:
     with quick_imports():
         calm_libraries()
         from transformers import PrinterCallback
-        from trl import SFTTrainer
 
         from sailplan.data.collator import Collator
         from sailplan.data.encode import Encoder
@@ -55,11 +54,15 @@ def train(run: Run) -> None:
         from sailplan.model.trainable import lora_config
         from sailplan.train.arguments import training_arguments
         from sailplan.train.callbacks import MetricsFile, PlainProgress
+        from sailplan.train.evaluation import early_stopping
+        from sailplan.train.finish import check_saved
+        from sailplan.train.generations import log_generations
         from sailplan.train.guards.gradients import GradientGuard
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import every_rank_needs_images, settle_parts
         from sailplan.train.pins import pinned
         from sailplan.train.trackers import OneTrackedRun
+        from sailplan.train.trainer import Trainer
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
@@ -84,7 +87,7 @@ def train(run: Run) -> None:
 
     multiple = args.pad_to_multiple_of
     collator = Collator(processor, family, format, opener, pad_to_multiple_of=multiple)
-    trainer = SFTTrainer(
+    trainer = Trainer(
         model=model,
         args=args,
         data_collator=collator,
@@ -97,8 +100,10 @@ def train(run: Run) -> None:
             MetricsFile(run),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
+            *early_stopping(run),
         ],
     )
+    log_generations(run, rows, format, opener, trainer)
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
@@ -107,7 +112,8 @@ def train(run: Run) -> None:
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()
-    say(f"saved to {directory.path}")
+    if args.process_index == 0:
+        say(check_saved(directory.path))
     trainer.end()
 
 
