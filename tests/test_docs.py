@@ -182,7 +182,7 @@ OTHER_NAMES = {
     *(choice for field in field_table().values() for choice in field.choices or ()),
     *("alpaca_short", "prompt_input", "prompt_no_input", "q_proj", "v_proj", "embed_tokens"),
     *chain(*OPTIM_ARGS.values()),
-    *("save_to_disk", "configs"),  # of datasets
+    *("save_to_disk", "configs", "from_pretrained"),  # of datasets and transformers
     *(f"eval_{metric}" for metric in METRICS),
 }
 
