@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from sailplan.errors import ModelError
-from sailplan.model.freezing import freeze, frozen_parts, vision_trains
+from sailplan.model.freezing import freeze, frozen_parts
 from sailplan.model.load import load_model, load_processor
 from sailplan.model.parts import find_parts, parameters_by_part
-from sailplan.model.trainable import lora_config
+from sailplan.model.trainable import lora_config, trained_parts
 from sailplan.run.config import Run
 from tests.support.batches import image_batch
 
@@ -62,10 +62,6 @@ def test_freeze_leaves_the_other_parts_training(tiny_model: Folders, family: str
         run, model = load(tiny_model(family), freeze=frozen)
         freeze(run, model)
         assert trainable_parts(model) == {"vision_tower", "projector", "language_model"} - {*frozen}
-        assert vision_trains(model)
-    run, model = load(tiny_model(family), freeze=["vision_tower", "projector"])
-    freeze(run, model)
-    assert not vision_trains(model)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +178,33 @@ def test_freeze_bounds_where_adapters_go(tiny_model: Folders) -> None:
     ):
         fields = {"use_peft": True, "lora_vision": True, "lora_bias": "all", "freeze": frozen}
         run, model = load(tiny_model("qwen2_vl"), **fields)
-        model = get_peft_model(model, lora_config(run, model))
+        adapters = lora_config(run, model)
+        assert trained_parts(run, model, adapters) == left
+        model = get_peft_model(model, adapters)
         freeze(run, model)
         assert trainable_parts(model) == left
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [
+        ({}, {"language_model"}),
+        ({"lora_vision": True}, {"vision_tower", "projector", "language_model"}),
+        ({"lora_modules_to_save": ["multi_modal_projector"]}, {"projector", "language_model"}),
+        ({"lora_target_modules": [r".*vision_tower.*\.q_proj"]}, {"vision_tower"}),
+        ({"lora_bias": "lora_only"}, {"language_model"}),
+    ],
+)
+def test_trained_parts_are_told_before_peft_wraps_the_model(
+    tiny_model: Folders, fields: dict[str, Any], left: set[str]
+) -> None:
+    run, model = load(tiny_model("llava"), use_peft=True, **fields)
+    adapters = lora_config(run, model)
+
+    assert trained_parts(run, model, adapters) == left
+    model = get_peft_model(model, adapters)
+    freeze(run, model)
+    assert trainable_parts(model) == left
 
 
 @pytest.mark.parametrize(

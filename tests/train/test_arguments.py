@@ -50,3 +50,24 @@ def test_arguments_keep_what_the_user_writes_of_the_trainer(tmp_path: Path) -> N
     assert args.report_to == []
     assert not args.bf16
     assert notes == []
+
+
+REENTRANT = ("--gradient_checkpointing_kwargs", '{"use_reentrant": true}')
+
+
+@pytest.mark.parametrize(
+    ("flags", "searches"),
+    [
+        (REENTRANT, False),
+        (("--gradient_checkpointing_kwargs", '{"use_reentrant": false}'), None),
+        ((*REENTRANT, "--ddp_find_unused_parameters", "true"), True),
+        ((*REENTRANT, "--no_gradient_checkpointing"), None),
+    ],
+)
+def test_arguments_keep_ddp_from_searching_under_reentrant_checkpointing(
+    tmp_path: Path, flags: tuple[str, ...], searches: bool | None
+) -> None:
+    args, _ = training_arguments(
+        Run.from_flags(["--output_dir", str(tmp_path / "out"), "--use_cpu", *flags])
+    )
+    assert args.ddp_find_unused_parameters is searches

@@ -15,12 +15,12 @@ from transformers.training_args import OptimizerNames
 from sailplan.errors import ModelError, RunFileError
 from sailplan.model.load import load_model, load_processor
 from sailplan.model.parts import parameters_by_part
-from sailplan.model.trainable import lora_config
+from sailplan.model.trainable import lora_config, trained_parts
 from sailplan.run.config import Run
 from sailplan.train.optimizer import optimizer_by_part
 from sailplan.train.optimizer_check import OPTIM_ARGS, check_optimizer
 from sailplan.train.parts import settle_parts
-from tests.support.batches import image_batch, text_batch, trainer, training_arguments
+from tests.support.batches import image_batch, trainer, training_arguments
 
 Folders = Callable[[str], Path]
 RATES = {"vision_tower_learning_rate": 2e-3, "projector_learning_rate": 8e-3}
@@ -31,14 +31,16 @@ def make(folder: Path, out: Path, fields: dict[str, Any], **settings: Any) -> An
     run = Run(explicit={"model_name_or_path": str(folder), "learning_rate": 4e-3, **fields})
     model, processor = load_model(run), load_processor(run)
     settings = {"learning_rate": 4e-3, **settings}
+    adapters = lora_config(run, model)
+    trained = trained_parts(run, model, adapters)
     args = training_arguments(out, **settings)
     training = trainer(
         model,
         processor,
         [image_batch(processor, seed=seed) for seed in range(4)],
         out,
-        peft_config=lora_config(run, model),
-        optimizer_cls_and_kwargs=optimizer_by_part(run, args),
+        peft_config=adapters,
+        optimizer_cls_and_kwargs=optimizer_by_part(run, args, trained),
         **settings,
     )
     training.notes = settle_parts(run, training.args, training.model)
@@ -161,26 +163,25 @@ def test_notes_name_what_trains_of_each_part_and_how_fast(
         (
             "llava",
             {"freeze": ["projector"], "projector_learning_rate": 1e-3},
-            "projector_learning_rate: nothing in the projector trains; drop it, or let that part",
+            "projector_learning_rate: no projector trains; drop it, or let that part train: freeze",
         ),
         (
             "llava",
             {"use_peft": True, "vision_tower_learning_rate": 1e-3},
-            "vision_tower_learning_rate: nothing in the vision_tower trains; .* lora_vision",
+            "vision_tower_learning_rate: no vision_tower trains; drop it, .* lora_vision",
         ),
-        ("llama", {"vision_tower_learning_rate": 1e-3}, "has no vision_tower; allowed: rates of"),
+        ("llama", {"vision_tower_learning_rate": 1e-3}, "rate: no vision_tower trains"),
     ],
 )
 def test_rates_in_vain_are_refused(
     tiny_model: Folders, tmp_path: Path, family: str, fields: dict[str, Any], message: str
 ) -> None:
     run = Run(explicit={"model_name_or_path": str(tiny_model(family)), **fields})
-    model, processor = load_model(run), load_processor(run)
-    batches = [text_batch(processor)]
-    training = trainer(model, processor, batches, tmp_path, peft_config=lora_config(run, model))
+    model = load_model(run)
+    trained = trained_parts(run, model, lora_config(run, model))
 
     with pytest.raises(ModelError, match=message):
-        settle_parts(run, training.args, training.model)
+        optimizer_by_part(run, training_arguments(tmp_path), trained)
 
 
 @pytest.mark.parametrize("name", [name.value for name in OptimizerNames])

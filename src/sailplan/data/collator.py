@@ -54,8 +54,7 @@ class Collator:
         self._format, self._opener = format, opener
         self._tokenizer = tokenizer_of(processor)
         self._has_images = family.is_vision and bool(format.image_fields)
-        self._takes_dummy = self._has_images and not family.cross_attention
-        self.dummy_image = dummy_image
+        self._dummy_image = dummy_image and self._has_images and not family.cross_attention
         self._multiple = pad_to_multiple_of or 1
         self._expander = ImageExpander(processor, family)
 
@@ -77,7 +76,7 @@ class Collator:
         ids = [list(row["input_ids"]) for row in rows]
         labels = [list(row["labels"]) for row in rows]
         images = [self._open(row) for row in rows]
-        if self.dummy_image and self._takes_dummy and not any(images):
+        if self._dummy_image and not any(images):
             shortest = min(range(len(ids)), key=lambda index: len(ids[index]))
             dummy = self._dummy_ids()
             ids[shortest] += dummy

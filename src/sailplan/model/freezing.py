@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import ModelError
 from sailplan.model.parts import (
-    LANGUAGE_MODEL,
     VISION_TOWER,
     base_model,
     find_parts,
@@ -56,17 +55,6 @@ def freeze(run: Run, model: PreTrainedModel | PeftModel) -> None:
     if not any(parameter.requires_grad for parameter in parts.get(VISION_TOWER, {}).values()):
         for module in _frozen_vision(base_model(model)):
             _run_without_autograd(module)
-
-
-def vision_trains(model: PreTrainedModel | PeftModel) -> bool:
-    """Tells whether anything in the vision tower or the projector trains."""
-    parts = parameters_by_part(model)
-    return any(
-        parameter.requires_grad
-        for part, parameters in parts.items()
-        if part != LANGUAGE_MODEL
-        for parameter in parameters.values()
-    )
 
 
 def _frozen_vision(model: PreTrainedModel) -> Iterator[nn.Module]:

@@ -158,7 +158,7 @@ def _compact(chosen: set[str], modules: list[str], parts: Parts) -> str | list[s
     return next(item for item in candidates if selected_modules(item, modules) == chosen)
 
 
-def selected_modules(targets: str | list[str], modules: list[str]) -> set[str]:
+def selected_modules(targets: str | Collection[str], modules: list[str]) -> set[str]:
     """Returns the modules that PEFT picks: whole names by pattern, or ends by name."""
     if isinstance(targets, str):
         pattern = re.compile(targets)

@@ -70,6 +70,29 @@ def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
         raise ModelError(f"PEFT refuses the LoRA settings: {error}") from error
 
 
+def trained_parts(run: Run, model: PreTrainedModel, adapters: LoraConfig | None) -> frozenset[str]:
+    """Returns the parts in which anything will train.
+
+    Args:
+        run: The run.
+        model: The model, before PEFT wraps it.
+        adapters: What `lora_config` gave.
+
+    Raises:
+        ModelError: As for `frozen_parts`.
+    """
+    left = frozenset(parameters_by_part(model)) - frozen_parts(run, model)
+    if adapters is None or adapters.bias == "all":
+        return left
+    modules = [name for name, _ in model.named_modules()]
+    ends = [*(adapters.modules_to_save or ()), *(adapters.target_parameters or ())]
+    names = {*modules, *(name for name, _ in model.named_parameters())}
+    chosen = selected_modules(adapters.target_modules or [], modules)
+    chosen |= {name for name in names for end in ends if f".{name}".endswith(f".{end}")}
+    parts = find_parts(model)
+    return left & {parts.part_of(name) for name in chosen}
+
+
 def _check_kept(kept: Sequence[str], model: PreTrainedModel, frozen: Collection[str]) -> None:
     parts = find_parts(model)
     modules = [name for name, _ in model.named_modules()]

@@ -8,7 +8,7 @@ itself (truncate, mask, pack) is therefore switched off here, whatever the run f
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import RunFileError
@@ -61,6 +61,8 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
         "include_num_input_tokens_seen": "all",
         "disable_tqdm": not sys.stderr.isatty(),
     }
+    if run.get("gradient_checkpointing"):
+        defaults |= without_search(run.get("gradient_checkpointing_kwargs"))
     unset = {name: value for name, value in defaults.items() if not run.is_set(name)}
     fitted, notes = fit_to_device(run)
     notes += [f"{name}: {why}" for name, why in _IDLE.items() if run.is_set(name) and run.get(name)]
@@ -77,6 +79,19 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
         got = "use_liger_kernel without the package"
         raise RunFileError(got, todo="drop it, or pip install liger-kernel")
     return args, notes
+
+
+def without_search(checkpointing: Mapping[str, Any] | None) -> dict[str, bool]:
+    """Returns what DDP needs under reentrant checkpointing: no search for unused parameters.
+
+    It marks a parameter ready twice there, and fails. transformers leaves the search on for a model
+    that PEFT wraps. None are unused: a batch without images has a dummy where they would be.
+
+    Args:
+        checkpointing: The run's `gradient_checkpointing_kwargs`.
+    """
+    reentrant = (checkpointing or {}).get("use_reentrant")
+    return {"ddp_find_unused_parameters": False} if reentrant else {}
 
 
 def _check_trackers(names: Iterable[str]) -> None:

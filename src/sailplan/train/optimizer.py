@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import ModelError, RunFileError
@@ -29,10 +30,18 @@ def learning_rates(run: Run, args: SFTConfig) -> dict[str, float]:
     return {part: args.learning_rate if r is None else r for part, r in rates.items()}
 
 
-def optimizer_by_part(run: Run, args: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+def optimizer_by_part(
+    run: Run, args: SFTConfig, trained: Collection[str]
+) -> tuple[Any, dict[str, Any]] | None:
     """Returns what `Trainer` takes as `optimizer_cls_and_kwargs`; None where all share one rate.
 
+    Args:
+        run: The run.
+        args: Its `SFTConfig`.
+        trained: The parts in which anything trains.
+
     Raises:
+        ModelError: A part with a rate of its own does not train.
         RunFileError: DeepSpeed's configuration makes an optimizer of its own, or `optim` groups
             the parameters itself.
     """
@@ -41,6 +50,10 @@ def optimizer_by_part(run: Run, args: SFTConfig) -> tuple[Any, dict[str, Any]] |
     own = _own(run)
     if not own:
         return None
+    for part in own:
+        if part not in trained:
+            todo = "drop it, or let that part train: freeze, and lora_vision with LoRA, decide"
+            raise ModelError(f"{_FIELDS[part]}: no {part} trains", todo=todo)
     field = _FIELDS[own[0]]
     if "optimizer" in (deepspeed_config() or {}):
         got = f"{field} with an optimizer in DeepSpeed's configuration, which knows one rate"
@@ -51,26 +64,6 @@ def optimizer_by_part(run: Run, args: SFTConfig) -> tuple[Any, dict[str, Any]] |
     rates = {part: rate for part, rate in learning_rates(run, args).items() if part in own}
     # Trainer calls it, and what it gives with the model, just before the strategy takes both.
     return lambda: functools.partial(_build, args=args, rates=rates), {}
-
-
-def check_rates(run: Run, model: PreTrainedModel | PeftModel) -> None:
-    """Refuses a learning rate of its own for a part that does not train.
-
-    Args:
-        run: The run.
-        model: The model that trains, wrapped by PEFT where it does.
-
-    Raises:
-        ModelError: There is no such part, or nothing in it trains.
-    """
-    parts = parameters_by_part(model)
-    for part in _own(run):
-        if part not in parts:
-            got = f"{_FIELDS[part]}: the model has no {part}"
-            raise ModelError(got, allowed=f"rates of {', '.join(parts)}")
-        if not any(parameter.requires_grad for parameter in parts[part].values()):
-            todo = "drop it, or let that part train: freeze, and lora_vision with LoRA, decide"
-            raise ModelError(f"{_FIELDS[part]}: nothing in the {part} trains", todo=todo)
 
 
 def _own(run: Run) -> list[str]:

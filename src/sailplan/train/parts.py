@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from sailplan.model.checkpointing import open_vision_to_gradients
-from sailplan.model.freezing import freeze, vision_trains
+from sailplan.model.freezing import freeze
+from sailplan.model.parts import PROJECTOR, VISION_TOWER
 from sailplan.model.trainable import describe, describe_parts, freeze_unused
-from sailplan.train.optimizer import check_rates, learning_rates
+from sailplan.train.optimizer import learning_rates
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,11 +28,10 @@ def settle_parts(run: Run, args: SFTConfig, model: PreTrainedModel | PeftModel) 
         model: The model that trains, wrapped by PEFT where it does.
 
     Raises:
-        ModelError: `freeze` or a learning rate names a part in vain, or nothing would train.
+        ModelError: `freeze` names a part in vain, or nothing would train.
     """
     freeze(run, model)
     unused = freeze_unused(model)
-    check_rates(run, model)
     if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
         "use_reentrant"
     ):
@@ -43,11 +44,15 @@ def settle_parts(run: Run, args: SFTConfig, model: PreTrainedModel | PeftModel) 
     ]
 
 
-def every_rank_needs_images(model: PreTrainedModel | PeftModel) -> bool:
+def every_rank_needs_images(trained: Collection[str]) -> bool:
     """Tells whether ranks wait for each other in the vision tower or the projector.
 
     They do where its gradients are reduced, or where its parameters are gathered.
+
+    Args:
+        trained: The parts in which anything trains.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
-    return vision_trains(model) or is_deepspeed_zero3_enabled() or is_fsdp_enabled()
+    vision = {VISION_TOWER, PROJECTOR} & {*trained}
+    return bool(vision) or is_deepspeed_zero3_enabled() or is_fsdp_enabled()

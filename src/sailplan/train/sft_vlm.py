@@ -51,7 +51,7 @@ def train(run: Run) -> None:
         from sailplan.data.sources import load_rows
         from sailplan.model.families import family_of
         from sailplan.model.load import attention, load_config, load_model, load_processor
-        from sailplan.model.trainable import lora_config
+        from sailplan.model.trainable import lora_config, trained_parts
         from sailplan.train.arguments import training_arguments
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
@@ -85,8 +85,16 @@ def train(run: Run) -> None:
     model = load_model(run, checkpoint=checkpoint)
     say("attention: {}, {}".format(*attention(run)))
 
-    multiple = args.pad_to_multiple_of
-    collator = Collator(processor, family, format, opener, pad_to_multiple_of=multiple)
+    adapters = lora_config(run, model)
+    trained = trained_parts(run, model, adapters)
+    collator = Collator(
+        processor,
+        family,
+        format,
+        opener,
+        dummy_image=every_rank_needs_images(trained),
+        pad_to_multiple_of=args.pad_to_multiple_of,
+    )
     trainer = Trainer(
         model=model,
         args=args,
@@ -94,8 +102,8 @@ def train(run: Run) -> None:
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=processor,
-        peft_config=lora_config(run, model),
-        optimizer_cls_and_kwargs=optimizer_by_part(run, args),
+        peft_config=adapters,
+        optimizer_cls_and_kwargs=optimizer_by_part(run, args, trained),
         callbacks=[
             MetricsFile(run),
             OneTrackedRun(run, args, checkpoint),
@@ -108,7 +116,6 @@ def train(run: Run) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
-    collator.dummy_image = every_rank_needs_images(trainer.model)
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()
