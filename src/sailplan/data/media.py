@@ -80,10 +80,20 @@ class ImageExpander:
                 raise DataError(
                     f"the model takes no image of {size[0]}×{size[1]} pixels: {error}"
                 ) from error
+            self._check_count(size, replacements[0])
             if len(self._known) >= _MAX_KNOWN_SIZES:
                 self._known.clear()
             self._known[key] = replacements[0]
         return self._known[key]
+
+    def _check_count(self, size: Size, replacement: str) -> None:
+        fewest = self._family.min_image_tokens
+        if fewest > 1 and replacement.count(self._processor.image_token) < fewest:
+            raise DataError(
+                f"the model takes no image of {size[0]}×{size[1]} pixels: {self._family.name} "
+                f"cannot read one of less than {fewest} tokens",
+                todo="scale it up, or drop the row",
+            )
 
     def expand(
         self, text: str, spans: Sequence[Span], sizes: Sequence[Size]

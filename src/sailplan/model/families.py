@@ -34,6 +34,8 @@ _NESTED_IMAGES = frozenset({"mllama", "idefics2", "idefics3", "smolvlm"})
 # Cross-attention: an image is one token, and a row without images skips layers or attends to
 # padding (transformers' `_prepare_cross_attention_mask`), so that no dummy image is neutral.
 _CROSS_ATTENTION = frozenset({"mllama"})
+# Reads an image of one token as none of several (transformers 5.23, `Mistral3PatchMerger`).
+_MIN_IMAGE_TOKENS = {"mistral3": 2}
 # Their vision features are taken before these modules, which therefore never train.
 _UNUSED_TOWER_MODULES = {
     "clip_vision_model": ("post_layernorm",),
@@ -63,6 +65,8 @@ class Family:
     """Whether the image processor takes `[[images of sample 0], [images of sample 1], …]`."""
     cross_attention: bool
     """Whether images reach the language model through cross-attention only."""
+    min_image_tokens: int
+    """The fewest tokens of an image that the model can read."""
     media_token_ids: frozenset[int]
     """Ids that the config names as standing for, or around, images, video and audio."""
 
@@ -129,6 +133,7 @@ def family_of(config: Any) -> Family:
         max_length_tokens=getattr(text, "max_position_embeddings", None),
         nested_images=name in _NESTED_IMAGES,
         cross_attention=name in _CROSS_ATTENTION,
+        min_image_tokens=_MIN_IMAGE_TOKENS.get(name, 1),
         media_token_ids=frozenset(media),
     )
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.support.tiny.families import BUILDERS, TEMPLATES
+from tests.support.tiny import families, more_families
 from tests.support.tiny.vocabularies import build_tokenizer, chat_template
 
 __all__ = (
     "FAMILIES",
+    "MORE_FAMILIES",
     "VISION_FAMILIES",
     "build_tiny",
     "build_tokenizer",
@@ -26,17 +27,22 @@ __all__ = (
 FAMILIES = ("qwen2_vl", "llava", "pixtral", "mllama", "llama")
 """What the tests of everything run on."""
 VISION_FAMILIES = FAMILIES[:-1]
+MORE_FAMILIES = tuple(more_families.BUILDERS)
+"""What the tests of images and labels run on besides; all of them see images."""
+
+_BUILDERS = families.BUILDERS | more_families.BUILDERS
+_TEMPLATES = families.TEMPLATES | more_families.TEMPLATES
 
 
 def build_tiny(family: str, folder: Path) -> Path:
-    """Writes the tiny model of one of `FAMILIES` with its processor into `folder`.
+    """Writes the tiny model of one of `FAMILIES` or `MORE_FAMILIES` into `folder`.
 
     Returns:
         The folder, to be passed as `model_name_or_path`.
     """
     tokenizer = build_tokenizer(family)
-    tokenizer.chat_template = chat_template(TEMPLATES[family])
-    config, processor = BUILDERS[family](tokenizer)
+    tokenizer.chat_template = chat_template(_TEMPLATES[family])
+    config, processor = _BUILDERS[family](tokenizer)
     if processor is not tokenizer:
         processor.chat_template = tokenizer.chat_template
     with torch.random.fork_rng():

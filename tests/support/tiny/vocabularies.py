@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import (
@@ -39,6 +39,8 @@ class _Vocabulary:
     adds_bos: bool = False
     appended: tuple[str, ...] = ()
     """Special tokens behind the trained ones, as `<image>` in LLaVA and `<|image|>` in Llama."""
+    named: dict[str, str] = field(default_factory=dict)
+    """Tokens that the processor asks the tokenizer for by name."""
 
 
 _LLAMA3 = (
@@ -51,39 +53,43 @@ _LLAMA3 = (
     "<|eot_id|>",
     "<|python_tag|>",
 )
+_QWEN = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_TILES = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+_IDEFICS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *_TILES)
+_QWEN_VL = _Vocabulary(
+    special=(
+        *(*_QWEN, "<|vision_start|>", "<|vision_end|>"),
+        *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+    ),
+    eos="<|im_end|>",
+    pad="<|endoftext|>",
+)
+_LLAVA = _Vocabulary(
+    special=("<unk>", "<s>", "</s>"),
+    bos="<s>",
+    eos="</s>",
+    pad="<pad>",
+    adds_bos=True,
+    appended=("<image>", "<pad>"),
+)
+_MISTRAL = _Vocabulary(
+    special=(
+        *("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
+        *("[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]"),
+    ),
+    bos="<s>",
+    eos="</s>",
+    pad="<pad>",
+    adds_bos=True,
+)
 _VOCABULARIES = {
-    "qwen2_vl": _Vocabulary(
-        special=(
-            "<|endoftext|>",
-            "<|im_start|>",
-            "<|im_end|>",
-            "<|vision_start|>",
-            "<|vision_end|>",
-            "<|vision_pad|>",
-            "<|image_pad|>",
-            "<|video_pad|>",
-        ),
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-    ),
-    "llava": _Vocabulary(
-        special=("<unk>", "<s>", "</s>"),
-        bos="<s>",
-        eos="</s>",
-        pad="<pad>",
-        adds_bos=True,
-        appended=("<image>", "<pad>"),
-    ),
-    "pixtral": _Vocabulary(
-        special=(
-            *("<unk>", "<s>", "</s>", "[INST]", "[/INST]"),
-            *("[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]"),
-        ),
-        bos="<s>",
-        eos="</s>",
-        pad="<pad>",
-        adds_bos=True,
-    ),
+    "qwen2_vl": _QWEN_VL,
+    "qwen2_5_vl": _QWEN_VL,
+    "qwen3_vl": _QWEN_VL,
+    "llava": _LLAVA,
+    "llava_next": _LLAVA,
+    "pixtral": _MISTRAL,
+    "mistral3": _MISTRAL,
     "mllama": _Vocabulary(
         special=_LLAMA3,
         bos="<|begin_of_text|>",
@@ -98,6 +104,53 @@ _VOCABULARIES = {
         eos="<|eot_id|>",
         pad="<|finetune_right_pad_id|>",
         adds_bos=True,
+    ),
+    "llava_onevision": _Vocabulary(
+        special=_QWEN,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        appended=("<image>", "<video>"),
+    ),
+    "internvl": _Vocabulary(
+        special=_QWEN,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        appended=("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+        named={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    ),
+    "idefics3": _Vocabulary(
+        special=(*_LLAMA3, *_IDEFICS),
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
+        pad="<|end_of_text|>",
+        adds_bos=True,
+    ),
+    "smolvlm": _Vocabulary(
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *_IDEFICS),
+        bos="<|im_start|>",
+        eos="<end_of_utterance>",
+        pad="<|im_end|>",
+    ),
+    "gemma3": _Vocabulary(
+        special=(
+            *("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+            *("<start_of_image>", "<end_of_image>"),
+        ),
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        adds_bos=True,
+        appended=("<image_soft_token>",),
+        named={
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
     ),
 }
 
@@ -136,4 +189,5 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        **vocabulary.named,
     )
