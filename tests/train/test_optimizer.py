@@ -184,6 +184,27 @@ def test_rates_in_vain_are_refused(
         optimizer_by_part(run, training_arguments(tmp_path), trained)
 
 
+@pytest.mark.parametrize(
+    ("optim", "config", "message"),
+    [
+        (
+            "adamw_torch",
+            {"optimizer": {"type": "AdamW"}},
+            "vision_tower_learning_rate with an optimizer in DeepSpeed's configuration, which kno",
+        ),
+        ("lomo", {}, "vision_tower_learning_rate with optim lomo, which groups the parameters"),
+    ],
+)
+def test_rates_of_parts_without_groups_of_ours_are_refused(
+    tmp_path: Path, optim: str, config: dict[str, Any], message: str
+) -> None:
+    args = training_arguments(tmp_path, optim=optim)
+    args.deepspeed_plugin = type("Plugin", (), {"deepspeed_config": config})()
+
+    with pytest.raises(RunFileError, match=message):
+        optimizer_by_part(Run(explicit=RATES), args, {"vision_tower", "projector"})
+
+
 @pytest.mark.parametrize("name", [name.value for name in OptimizerNames])
 def test_every_optimizer_trains_two_steps_or_is_refused_in_one_line(
     tiny_model: Folders, tmp_path: Path, name: str

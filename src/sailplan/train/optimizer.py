@@ -45,7 +45,7 @@ def optimizer_by_part(
         RunFileError: DeepSpeed's configuration makes an optimizer of its own, or `optim` groups
             the parameters itself.
     """
-    from transformers.integrations.deepspeed import deepspeed_config
+    from transformers.training_args import OptimizerNames
 
     own = _own(run)
     if not own:
@@ -55,11 +55,13 @@ def optimizer_by_part(
             todo = "drop it, or let that part train: freeze, and lora_vision with LoRA, decide"
             raise ModelError(f"{_FIELDS[part]}: no {part} trains", todo=todo)
     field = _FIELDS[own[0]]
-    if "optimizer" in (deepspeed_config() or {}):
+    deepspeed = args.deepspeed_plugin.deepspeed_config if args.deepspeed_plugin else {}
+    if "optimizer" in deepspeed:
         got = f"{field} with an optimizer in DeepSpeed's configuration, which knows one rate"
         raise RunFileError(got, todo="take the optimizer out of it; optim chooses one")
-    if any(name in args.optim for name in ("galore", "apollo", "lomo")):
-        got = f"{field} with optim {args.optim}, which groups the parameters itself"
+    optim = OptimizerNames(args.optim).value
+    if any(name in optim for name in ("galore", "apollo", "lomo")):
+        got = f"{field} with optim {optim}, which groups the parameters itself"
         raise RunFileError(got, todo="drop one of the two")
     rates = {part: rate for part, rate in learning_rates(run, args).items() if part in own}
     # Trainer calls it, and what it gives with the model, just before the strategy takes both.

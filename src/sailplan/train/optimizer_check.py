@@ -50,7 +50,9 @@ def check_optimizer(args: SFTConfig) -> None:
         RunFileError: A package is missing, an argument is wrong or unknown, or the optimizer does
             not run on this machine or under DeepSpeed.
     """
-    name = str(getattr(args.optim, "value", args.optim))
+    from transformers.training_args import OptimizerNames
+
+    name = str(OptimizerNames(args.optim).value)
     written = _parse(name, args.optim_args)
     if args.deepspeed_plugin is not None:
         _check_deepspeed(name, args.deepspeed_plugin.deepspeed_config)
