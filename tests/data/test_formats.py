@@ -230,8 +230,11 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": ["Hi"]}, "turn 1 of 'messages' is a str"),
     ({"messages": [says("robot", "x"), ANSWER]}, "turn 1 of 'messages' has the role 'robot'"),
     ({"messages": [USER, says("assistant", None)]}, "turn 2 of 'messages' has no content"),
-    ({"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f"}]}]}, "tool_calls"),
-    ({"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, "brings tools"),
+    ({"messages": [{**USER, "tool_calls": [{"name": "f"}]}, ANSWER]}, "turn 1 .* has tool_calls"),
+    ({"messages": [USER, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, "turn 2 .* has no name"),
+    ({"messages": [USER, ANSWER], "tools": "[{"}, "the tools are broken JSON"),
+    ({"messages": [USER, ANSWER], "tools": ["f"]}, "the tools are no list of mappings"),
+    ({"messages": "[{"}, "column 'messages' is broken JSON"),
     ({"messages": [says("user", [{"type": "video"}]), ANSWER]}, "part of type 'video'"),
     ({"messages": [says("user", [{"type": "text"}]), ANSWER]}, "part of type 'text'"),
     (

@@ -114,6 +114,16 @@ class ChatTemplate:
             return None
         return text, spans
 
+    def _check_tools(self, messages: Sequence[Message]) -> None:
+        """Refuses what this template would leave out without a word."""
+        for message in messages:
+            for key in ("tools", "tool_calls"):
+                if message.get(key) and key not in self.source:
+                    raise DataError(
+                        f"the chat template shows no {key}, which the row has",
+                        todo="train a model whose template does, or leave such rows out",
+                    )
+
     def _render(
         self,
         template: str,
@@ -122,8 +132,10 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         with_spans: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
+        self._check_tools(messages)
         texts, spans = render_jinja_template(
             conversations=[[self._plain(message) for message in messages]],
+            tools=messages[0].get("tools") if messages else None,
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
             return_assistant_tokens_mask=with_spans,
@@ -137,7 +149,10 @@ class ChatTemplate:
             content = "".join(
                 part["text"] if part["type"] == "text" else self.image_token for part in content
             )
-        return {"role": message["role"], "content": content}
+        elif message.get("tool_calls") and not content:
+            content = ""  # as OpenAI writes it; templates test it as they test a text
+        plain = {key: value for key, value in message.items() if key not in ("trained", "tools")}
+        return {**plain, "content": content}
 
     def _wants_string(self, role: str) -> bool:
         """Tries a message of parts: a template made for strings fails, drops it or prints code."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from sailplan.data.references import column_references
 from sailplan.data.sample import ImageReference, Sample, Segment
+from sailplan.data.tools import read_tools
 from sailplan.data.turns import as_sample, expand_placeholders, place, read_turns
 from sailplan.errors import DataError
 
@@ -27,6 +28,8 @@ class Messages:
     """Whether image parts may carry their own images."""
     system_prompt: str | None = None
     """A system text for chats that have none."""
+    system_column: str | None = None
+    """A column with the system text of each row, which goes before `system_prompt`."""
 
     @property
     def image_fields(self) -> list[str]:
@@ -39,11 +42,10 @@ class Messages:
         Raises:
             DataError: The row is no chat with an answer, or its images do not fit.
         """
-        _refuse_tools(row)
         images = column_references(row, self.image_columns)
         turns = read_turns(row.get("messages"), column="messages")
         place(turns, len(images))
-        return as_sample(turns, images, self.system_prompt)
+        return as_sample(turns, images, _system(self, row), read_tools(row.get("tools")))
 
     def images(self, row: Mapping[str, Any]) -> list[ImageReference]:
         """Returns the row's images, equal to `sample(row)["images"]`."""
@@ -63,6 +65,8 @@ class PromptCompletion:
     """Whether image parts may carry their own images."""
     system_prompt: str | None = None
     """A system text for chats that have none."""
+    system_column: str | None = None
+    """A column with the system text of each row, which goes before `system_prompt`."""
 
     @property
     def image_fields(self) -> list[str]:
@@ -76,7 +80,6 @@ class PromptCompletion:
         Raises:
             DataError: The two columns are of different kinds or empty, or images do not fit.
         """
-        _refuse_tools(row)
         prompt, completion = row.get("prompt"), row.get("completion")
         images = column_references(row, self.image_columns)
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -86,7 +89,7 @@ class PromptCompletion:
             turn.trained = False
         turns = asked + read_turns(completion, column="completion")
         place(turns, len(images))
-        return as_sample(turns, images, self.system_prompt)
+        return as_sample(turns, images, _system(self, row), read_tools(row.get("tools")))
 
     def images(self, row: Mapping[str, Any]) -> list[ImageReference]:
         """Returns the row's images, equal to `sample(row)["images"]`."""
@@ -104,6 +107,8 @@ class Llava:
     """The columns of images."""
     system_prompt: str | None = None
     """A system text for chats that have none."""
+    system_column: str | None = None
+    """A column with the system text of each row, which goes before `system_prompt`."""
 
     @property
     def image_fields(self) -> list[str]:
@@ -118,7 +123,7 @@ class Llava:
         """
         turns = read_turns(row.get("conversations"), column="conversations")
         expand_placeholders(turns)
-        return as_sample(turns, self.images(row), self.system_prompt)
+        return as_sample(turns, self.images(row), _system(self, row), read_tools(row.get("tools")))
 
     def images(self, row: Mapping[str, Any]) -> list[ImageReference]:
         """Returns the row's images, equal to `sample(row)["images"]`."""
@@ -138,7 +143,10 @@ def _plain(prompt: str, completion: str, images: list[ImageReference]) -> Sample
     return Sample(messages=[], segments=segments, images=[])
 
 
-def _refuse_tools(row: Mapping[str, Any]) -> None:
-    """Tools would have to be in the prompt; leaving them out silently trains something else."""
-    if row.get("tools"):
-        raise DataError("the row brings tools", allowed="chats of text and images")
+def _system(format: Messages | PromptCompletion | Llava, row: Mapping[str, Any]) -> str | None:
+    written = row.get(format.system_column) if format.system_column else None
+    if written is not None and not isinstance(written, str):
+        raise DataError(
+            f"column {format.system_column!r} holds a {type(written).__name__}", allowed="a text"
+        )
+    return written or format.system_prompt

@@ -167,6 +167,13 @@ class Encoder:
         be complete; plain text gets what the tokenizer adds.
         """
         tokenizer = self._tokenizer
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"its text holds half a character ({text[error.start]!r}), which is no Unicode",
+                todo="write the text as UTF-8",
+            ) from None
         bos = tokenizer.bos_token
         begun = bos is not None and text.startswith(bos)
         complete = begun or (is_chat and self.processor is tokenizer)

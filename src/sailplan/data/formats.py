@@ -60,7 +60,10 @@ def resolve_format(run: Run, rows: Rows) -> Format:
         lacking = ", ".join(map(repr, missing))
         raise DataError(f"dataset_format {name} lacks the column {lacking}; {seen(rows.entries)}")
     _refuse_idle_prompts(run, name)
-    system_prompt = run.get("system_prompt")
+    system = {
+        "system_prompt": run.get("system_prompt"),
+        "system_column": _system_column(run, rows, name),
+    }
     images = _image_columns(run, rows)
     if name == "template":
         return _template(run, rows, images)
@@ -75,17 +78,17 @@ def resolve_format(run: Run, rows: Rows) -> Format:
             alpaca(run.get("alpaca_template")) if name == "alpaca" else Text(column=needs[name][0])
         )
     if name == "llava":
-        return Llava(image_columns=images, system_prompt=system_prompt)
+        return Llava(image_columns=images, **system)
     if name == "messages":
         return Messages(
             image_columns=images,
             inline_images=_may_carry_images(features["messages"]),
-            system_prompt=system_prompt,
+            **system,
         )
     return PromptCompletion(
         image_columns=images,
         inline_images=any(_may_carry_images(features[c]) for c in ("prompt", "completion")),
-        system_prompt=system_prompt,
+        **system,
     )
 
 
@@ -136,6 +139,7 @@ def _refuse_idle_prompts(run: Run, name: str) -> None:
         "user_prompt": name != "template",
         "answer_column": name != "template",
         "system_prompt": name in ("alpaca", "text"),
+        "system_column": name in ("alpaca", "text", "template"),
         "alpaca_template": name != "alpaca",
     }
     for option, is_idle in idle.items():
@@ -143,6 +147,15 @@ def _refuse_idle_prompts(run: Run, name: str) -> None:
             raise RunFileError(
                 f"{option} does nothing with dataset_format {name}", todo="remove it"
             )
+
+
+def _system_column(run: Run, rows: Rows, name: str) -> str | None:
+    """The column named by the user, else `system` where rows of chats have one."""
+    named = run.get("system_column")
+    if named is not None and named not in rows.train.column_names:
+        raise DataError(f"there is no system_column {named!r}; {seen(rows.entries)}")
+    is_chat = name in ("messages", "prompt_completion", "llava")
+    return named or ("system" if is_chat and "system" in rows.train.column_names else None)
 
 
 def _template(run: Run, rows: Rows, images: tuple[str, ...]) -> Template:

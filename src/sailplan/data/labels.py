@@ -242,6 +242,8 @@ def _last_turn(
         # What is said earlier depends on what comes later (Mistral moves the system text to the
         # last user turn): take the prompt that the model would be given, and the answer's words.
         parts = messages[last]["content"]
+        if messages[last].get("tool_calls"):
+            raise DataError("the chat template writes the last answer's tool calls out of order")
         if any(part["type"] != "text" for part in parts):
             raise DataError("the last answer holds an image", allowed="text")
         text = prompt + "".join(part["text"] for part in parts)

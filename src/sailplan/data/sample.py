@@ -6,7 +6,7 @@ collator's workers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
@@ -37,12 +37,19 @@ class Message(TypedDict):
     """One turn. Content is always a list of parts, so that templates of every family agree.
 
     `trained: False` on an assistant turn keeps its words out of the loss (an answer that belongs
-    to a prompt); every other assistant turn is trained.
+    to a prompt); every other assistant turn is trained. What a template knows besides goes along
+    under its usual names: `tool_calls` and `reasoning_content` of an assistant, `name` and
+    `tool_call_id` of a tool, and on the first message `tools`, which the assistant may call.
     """
 
     role: Role
     content: list[Part]
     trained: NotRequired[bool]
+    tools: NotRequired[list[dict[str, Any]]]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    reasoning_content: NotRequired[str]
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
 
 
 class Segment(TypedDict):

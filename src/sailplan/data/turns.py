@@ -1,16 +1,20 @@
 """Reads the turns of a chat, however they are written, and puts a row's images where they belong.
 
-Turns come as `role`/`content` (TRL, OpenAI) or `from`/`value` (LLaVA, ShareGPT). Arrow fills keys
-that a row does not have with `None`, so `None` always means "not there".
+Turns come as `role`/`content` (TRL, OpenAI) or `from`/`value` (LLaVA, ShareGPT), as a list or as
+JSON of one. Arrow fills keys that a row does not have with `None`, so `None` always means "not
+there".
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from sailplan.data.references import PART_KEYS, references
+from sailplan.data.references import PART_KEYS, from_base64, references
 from sailplan.data.sample import ImageReference, Message, Part, Role, Sample
+from sailplan.data.tools import read_calls
 from sailplan.errors import DataError
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -18,12 +22,31 @@ IMAGE_PLACEHOLDER = "<image>"
 
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
 }
+_CALLS = ("function_call", "tool_call")
+"""Roles of ShareGPT whose words are a call in JSON."""
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+"""Types of parts, of OpenAI's too."""
+
+_KEPT = ("reasoning_content", "name", "tool_call_id")
+"""What a turn says besides, for templates that know it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,6 +63,8 @@ class Turn:
     """Whether the content was written as a string."""
     trained: bool = True
     """Whether an assistant's words count in the loss."""
+    extras: dict[str, Any] = field(default_factory=dict)
+    """What goes into the message besides: tool calls, and what `_KEPT` names."""
 
 
 def read_turns(raw: object, *, column: str) -> list[Turn]:
@@ -52,6 +77,11 @@ def read_turns(raw: object, *, column: str) -> list[Turn]:
     Raises:
         DataError: It is no list of turns, a role is unknown, or a part is of another kind.
     """
+    if isinstance(raw, str) and raw.lstrip().startswith("["):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"column {column!r} is broken JSON: {error}") from None
     if not isinstance(raw, Sequence) or isinstance(raw, str | bytes) or not raw:
         what = f"holds a {type(raw).__name__}" if raw else "is empty"
         raise DataError(f"column {column!r} {what}", allowed="a list of turns, role and content")
@@ -65,32 +95,52 @@ def _read_turn(turn: object, where: str) -> Turn:
     role = _ROLES.get(str(written))
     if role is None:
         raise DataError(f"{where} has the role {written!r}", allowed=", ".join(_ROLES))
-    if turn.get("tool_calls"):
-        raise DataError(f"{where} has tool_calls", allowed="turns of text and images")
     content = turn.get("content")
     content = turn.get("value") if content is None else content
+    extras = _extras(turn, role, where)
+    if written in _CALLS:
+        extras["tool_calls"] = read_calls(content, where)
+        content = None
     if isinstance(content, str):
-        return Turn(role=role, parts=[Part(type="text", text=content)], images=[], plain=True)
-    if not isinstance(content, Sequence):
+        parts = [Part(type="text", text=content)]
+        return Turn(role=role, parts=parts, images=[], plain=True, extras=extras)
+    read = Turn(role=role, parts=[], images=[], plain=False, extras=extras)
+    if content is None and extras.get("tool_calls"):
+        return read
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise DataError(f"{where} has no content")
-    read = Turn(role=role, parts=[], images=[], plain=False)
     for part in content:
         _read_part(read, part, where)
     return read
 
 
+def _extras(turn: Mapping[str, Any], role: Role, where: str) -> dict[str, Any]:
+    extras = {key: turn[key] for key in _KEPT if isinstance(turn.get(key), str) and turn[key]}
+    calls = read_calls(turn.get("tool_calls"), where)
+    if calls and role != "assistant":
+        raise DataError(f"{where} has tool_calls", allowed="in the assistant's turns")
+    return {**extras, "tool_calls": calls} if calls else extras
+
+
 def _read_part(turn: Turn, part: object, where: str) -> None:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
+    if isinstance(part, Mapping) and kind in _TEXT_PARTS and isinstance(part.get("text"), str):
         turn.parts.append(Part(type="text", text=part["text"]))
-    elif isinstance(part, Mapping) and kind == "image":
-        found = references([part.get(key) for key in PART_KEYS])
+    elif isinstance(part, str) and kind == "str":
+        turn.parts.append(Part(type="text", text=part))
+    elif isinstance(part, Mapping) and kind in _IMAGE_PARTS:
+        found = references([part.get(key) for key in PART_KEYS if key != "base64"])
+        if part.get("base64"):
+            found.append(from_base64(str(part["base64"])))
         if len(found) > 1:
             raise DataError(f"an image part in {where} carries {len(found)} images", allowed="one")
         turn.parts.append(Part(type="image"))
         turn.images.append(found[0] if found else None)
     else:
-        raise DataError(f"{where} has a part of type {kind!r}", allowed="text, image")
+        raise DataError(
+            f"{where} has a part of type {kind!r}",
+            allowed=", ".join((*_TEXT_PARTS, *_IMAGE_PARTS)),
+        )
 
 
 def place(turns: Sequence[Turn], count: int) -> None:
@@ -136,7 +186,10 @@ def _split(text: str) -> list[Part]:
 
 
 def as_sample(
-    turns: Sequence[Turn], images: Sequence[ImageReference], system_prompt: str | None
+    turns: Sequence[Turn],
+    images: Sequence[ImageReference],
+    system_prompt: str | None,
+    tools: list[dict[str, Any]] | None = None,
 ) -> Sample:
     """Returns the turns as a sample, each waiting image part with its image.
 
@@ -144,6 +197,7 @@ def as_sample(
         turns: The chat.
         images: The images of the row's image columns, in order.
         system_prompt: A system text, for a chat that has none.
+        tools: What the assistant may call.
 
     Raises:
         DataError: There are more image parts than images, or the reverse, or no assistant turn.
@@ -159,12 +213,16 @@ def as_sample(
         raise DataError("there is no assistant turn to train on", todo="add an answer, or drop it")
     messages: list[Message] = []
     for turn in turns:
-        messages.append(Message(role=turn.role, content=turn.parts))
+        message = Message(role=turn.role, content=turn.parts)
+        message.update(turn.extras)  # type: ignore[typeddict-item]  # of the message's own keys
+        messages.append(message)
         if turn.role == "assistant" and not turn.trained:
             messages[-1]["trained"] = False
     if system_prompt is not None and turns[0].role != "system":
         system = Message(role="system", content=[Part(type="text", text=system_prompt)])
         messages.insert(0, system)
+    if tools:
+        messages[0]["tools"] = tools
     supply = iter(images)
     placed = [next(supply) if slot is None else slot for slot in slots]
     return Sample(messages=messages, segments=[], images=placed)

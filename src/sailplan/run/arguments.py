@@ -58,6 +58,13 @@ class SailplanArguments:
             "for rows that have none."
         },
     )
+    system_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chats: the column with each row's system text; a column named system where "
+            "not given."
+        },
+    )
     user_prompt: str | None = field(
         default=None,
         metadata={"help": "`template`: the user's text, with {column} fields."},
