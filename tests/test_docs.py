@@ -182,6 +182,7 @@ OTHER_NAMES = {
     *(choice for field in field_table().values() for choice in field.choices or ()),
     *("alpaca_short", "prompt_input", "prompt_no_input", "q_proj", "v_proj", "embed_tokens"),
     *chain(*OPTIM_ARGS.values()),
+    *("image_url", "input_text", "input_image", "tool_calls", "function_call", "reasoning_content"),
     *("save_to_disk", "configs", "from_pretrained"),  # of datasets and transformers
     *(f"eval_{metric}" for metric in METRICS),
 }
