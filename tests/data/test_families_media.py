@@ -112,3 +112,15 @@ def test_trained_are_the_words_of_the_answer_and_its_end_alone(built: Built) -> 
     assert ending in tokenizer.get_added_vocab()
     media = built.family.untrained_token_ids(built.encoder.processor)
     assert not media & {sample["labels"][index] for index in trained}
+
+
+@pytest.mark.parametrize("built", ["qwen2_vl", "molmo2"], indirect=True)
+def test_prompt_is_that_of_the_processor_to_the_token(built: Built) -> None:
+    """What is encoded for training is what the processor makes of the same words when asked."""
+    sample = encoded(built, SIZES["small"])
+    picture = Image.open(BytesIO(sample["images"][0]["bytes"]))
+    text = built.encoder.template.render(built.format.sample(sample)["messages"])
+
+    asked = built.encoder.processor(text=text, images=[picture], return_tensors="pt")
+
+    assert asked["input_ids"][0].tolist() == sample["input_ids"]

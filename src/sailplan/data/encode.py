@@ -185,6 +185,10 @@ class Encoder:
             verbose=False,
         )
         ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+        opening = bos or tokenizer.eos_token
+        if self.family.opened_by_processor and not text.startswith(opening):
+            ids.insert(0, tokenizer.convert_tokens_to_ids(opening))
+            offsets.insert(0, (0, 0))
         if ids[-2:] == [tokenizer.eos_token_id] * 2 and offsets[-1][0] == offsets[-1][1]:
             # The text ends with EOS and the tokenizer adds another.
             del ids[-1], offsets[-1]

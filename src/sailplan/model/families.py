@@ -36,6 +36,9 @@ _NESTED_IMAGES = frozenset({"mllama", "idefics2", "idefics3", "smolvlm"})
 _CROSS_ATTENTION = frozenset({"mllama"})
 # Reads an image of one token as none of several (transformers 5.23, `Mistral3PatchMerger`).
 _MIN_IMAGE_TOKENS = {"mistral3": 2}
+# Their processor puts the beginning of a text there itself, and the end of one where there is none
+# (transformers 5.23, `Molmo2Processor.__call__`).
+_OPENED_BY_PROCESSOR = frozenset({"molmo2"})
 # Their vision features are taken before these modules, which therefore never train.
 _UNUSED_TOWER_MODULES = {
     "clip_vision_model": ("post_layernorm",),
@@ -67,6 +70,8 @@ class Family:
     """Whether images reach the language model through cross-attention only."""
     min_image_tokens: int
     """The fewest tokens of an image that the model can read."""
+    opened_by_processor: bool
+    """Whether every prompt begins with BOS, or EOS where the tokenizer has no BOS."""
     media_token_ids: frozenset[int]
     """Ids that the config names as standing for, or around, images, video and audio."""
 
@@ -134,6 +139,7 @@ def family_of(config: Any) -> Family:
         nested_images=name in _NESTED_IMAGES,
         cross_attention=name in _CROSS_ATTENTION,
         min_image_tokens=_MIN_IMAGE_TOKENS.get(name, 1),
+        opened_by_processor=name in _OPENED_BY_PROCESSOR,
         media_token_ids=frozenset(media),
     )
 

@@ -211,6 +211,33 @@ def _mistral3(tokenizer: PreTrainedTokenizerFast) -> _Built:
     return config, processor
 
 
+def _molmo2(tokenizer: PreTrainedTokenizerFast) -> _Built:
+    ids = tokenizer.convert_tokens_to_ids
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    tower = {"hidden_size": 32, "intermediate_size": 48, **heads}
+    text = {k: v for k, v in text_settings(tokenizer).items() if "token_id" not in k}
+    config = transformers.Molmo2Config(
+        vision_config={**tower, "num_hidden_layers": 3, "patch_size": 14, "image_size": [56, 56]},
+        adapter_config={**tower, "vision_feature_layer": [2, 1], "text_hidden_size": HIDDEN},
+        text_config={**text, "head_dim": HIDDEN // 4, "additional_vocab_size": 0},
+        image_start_token_id=ids("<im_start>"),
+        low_res_image_start_token_id=ids("<low_res_im_start>"),
+        image_end_token_id=ids("<im_end>"),
+        image_patch_id=ids("<im_patch>"),
+        frame_start_token_id=ids("<frame_start>"),
+        frame_end_token_id=ids("<frame_end>"),
+    )
+    size = {"height": 56, "width": 56}
+    processor = transformers.Molmo2Processor(
+        image_processor=transformers.Molmo2ImageProcessor(
+            size=size, max_crops=4, overlap_margins=[1, 1]
+        ),
+        tokenizer=tokenizer,
+        video_processor=transformers.Molmo2VideoProcessor(size=size),
+    )
+    return config, processor
+
+
 BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], _Built]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
@@ -221,5 +248,6 @@ BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], _Built]] = {
     "internvl": _internvl,
     "gemma3": _gemma3,
     "mistral3": _mistral3,
+    "molmo2": _molmo2,
 }
 TEMPLATES = {name: name for name in BUILDERS} | {"qwen2_5_vl": "qwen2_vl"}

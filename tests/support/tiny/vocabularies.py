@@ -123,6 +123,15 @@ _VOCABULARIES = {
             "video_token": "<video>",
         },
     ),
+    "molmo2": _Vocabulary(
+        special=_QWEN,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        appended=(
+            *("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<im_low>"),
+            *("<frame_start>", "<frame_end>", "<|image|>", "<|video|>"),
+        ),
+    ),
     "idefics3": _Vocabulary(
         special=(*_LLAMA3, *_IDEFICS),
         bos="<|begin_of_text|>",
