@@ -13,7 +13,8 @@ from typing import Any
 from transformers.training_args import OptimizerNames
 
 from sailplan.errors import RunFileError
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
+from sailplan.model.processor import load_processor
 from sailplan.run.config import Run
 from sailplan.train.optimizer_check import check_optimizer
 from tests.support.batches import text_batch, trainer, training_arguments

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
 from sailplan.model.parts import parameters_by_part
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import lora_config, trained_parts
 from sailplan.run.config import Run
 from sailplan.train.arguments import without_search

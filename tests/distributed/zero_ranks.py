@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from sailplan.errors import TrainingError
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import describe, lora_config
 from sailplan.run.config import Run
 from sailplan.train.guards.gradients import GradientGuard

@@ -14,8 +14,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sailplan.errors import ModelError
 from sailplan.model.freezing import freeze, frozen_parts
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
 from sailplan.model.parts import find_parts, parameters_by_part
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import lora_config, trained_parts
 from sailplan.run.config import Run
 from tests.support.batches import image_batch

@@ -15,7 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from sailplan.errors import ModelError
-from sailplan.model.load import attention, load_model, load_processor
+from sailplan.model.load import attention, load_model
+from sailplan.model.processor import load_processor
 from sailplan.run.config import Run
 
 Folders = Callable[[str], Path]

@@ -12,7 +12,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from sailplan.errors import ModelError
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import lora_config
 from sailplan.run.config import Run
 from sailplan.train.parts import settle_parts

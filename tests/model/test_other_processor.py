@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from sailplan.errors import ModelError
-from sailplan.model.load import load_processor
+from sailplan.model.processor import load_processor
 from sailplan.run.config import Run
 
 

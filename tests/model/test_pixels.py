@@ -11,8 +11,8 @@ import transformers
 from PIL import Image
 
 from sailplan.errors import RunFileError
-from sailplan.model.load import load_processor
 from sailplan.model.pixels import set_pixel_budget
+from sailplan.model.processor import load_processor
 from sailplan.run.config import Run
 
 Load = Callable[[str], Any]

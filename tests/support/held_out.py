@@ -14,7 +14,9 @@ from sailplan.data.images import image_opener
 from sailplan.data.prepare import prepare
 from sailplan.data.sources import load_rows
 from sailplan.model.families import family_of
-from sailplan.model.load import load_config, load_model, load_processor
+from sailplan.model.load import load_model
+from sailplan.model.processor import load_processor
+from sailplan.model.source import load_config
 from sailplan.run.config import Run
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers.training_args import OptimizerNames
 
 from sailplan.errors import ModelError, RunFileError
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
 from sailplan.model.parts import parameters_by_part
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import lora_config, trained_parts
 from sailplan.run.config import Run
 from sailplan.train.optimizer import optimizer_by_part

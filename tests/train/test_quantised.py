@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import lora_config
 from sailplan.run.config import Run
 from sailplan.train.guards.gradients import GradientGuard

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
 from sailplan.model.parts import PROJECTOR, VISION_TOWER, parameters_by_part
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import lora_config
 from sailplan.run.config import Run
 from sailplan.train.parts import settle_parts

@@ -14,7 +14,8 @@ from sailplan.data.sample import Message, Part
 from sailplan.errors import ModelError
 from sailplan.model.families import family_of, tokenizer_of
 from sailplan.model.folder import explain
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
+from sailplan.model.processor import load_processor
 from sailplan.run.config import Run
 
 if TYPE_CHECKING:

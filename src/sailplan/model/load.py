@@ -1,4 +1,4 @@
-"""Loads the model and its processor, on the device and in the precision that the run asks for.
+"""Loads the model, on the device and in the precision that the run asks for.
 
 Precision is TRL's rule: the weights are float32 unless `dtype` is written, and mixed precision
 (`bf16`) computes from them. A quantised model keeps `dtype` for what is not quantised and computes
@@ -18,83 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import ModelError
 from sailplan.model.attention import FLASH, choose_attention
-from sailplan.model.folder import check_folder, check_path, explain
-from sailplan.model.pixels import set_pixel_budget
+from sailplan.model.folder import explain
 from sailplan.model.precision import find_device, fit_to_device
+from sailplan.model.source import load_config, model_name, source_options
 
 if TYPE_CHECKING:
     import torch
-    from transformers import (
-        BitsAndBytesConfig,
-        PretrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        ProcessorMixin,
-    )
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
     from sailplan.run.config import Run
-
-
-def load_config(run: Run) -> PretrainedConfig:
-    """Returns the model's config.
-
-    Raises:
-        ModelError: There is no such model, or its config cannot be read.
-    """
-    from transformers import AutoConfig
-
-    name = _name(run)
-    try:
-        return AutoConfig.from_pretrained(name, **_source(run))
-    except Exception as error:
-        raise explain(error, name, "config") from error
-
-
-def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
-    """Returns the model's processor, or its tokenizer where the model reads text alone.
-
-    `eos_token`, `pad_token` and `chat_template_path` of the run are applied to it. Where the
-    tokenizer has no pad token, eos pads, as TRL does it; nothing is lost by that, since labels
-    are masked by position and never by token, so that eos is trained wherever the assistant
-    ends a turn. `min_pixels` and `max_pixels` are set on its image processor.
-
-    Raises:
-        ModelError: The folder or the hub has no such processor, or a written token is not in
-            its vocabulary.
-        RunFileError: The model has no such pixel budget.
-    """
-    from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
-
-    name, source = _name(run), _source(run)
-    if run.get("processor_name_or_path"):
-        name, source["revision"] = run.get("processor_name_or_path"), run.get("processor_revision")
-        check_path(name)
-    try:
-        processor = AutoProcessor.from_pretrained(str(Path(name).expanduser()), **source)
-    except Exception as error:
-        raise explain(error, name, "processor") from error
-    if not isinstance(processor, (ProcessorMixin, PreTrainedTokenizerBase)):
-        raise ModelError(
-            f"{name} has no tokenizer, only a {type(processor).__name__}",
-            todo="copy the tokenizer's files of the base model beside the weights",
-        )
-    tokenizer = getattr(processor, "tokenizer", processor)
-    vocabulary = tokenizer.get_vocab()
-    for field in ("eos_token", "pad_token"):
-        token = run.get(field)
-        if token is not None and token not in vocabulary:
-            raise ModelError(
-                f"{field} {token!r} is not in the vocabulary of {name}",
-                todo="write a token that it has",
-            )
-        if token is not None:
-            setattr(tokenizer, field, token)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if run.get("chat_template_path"):
-        processor.chat_template = _chat_template(run, vocabulary)
-    set_pixel_budget(processor, min_pixels=run.get("min_pixels"), max_pixels=run.get("max_pixels"))
-    return processor
 
 
 def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
@@ -116,7 +48,7 @@ def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
         ModelError: There is no such model, its weights are broken or incomplete, or it cannot
             be trained as asked.
     """
-    name = _name(run)
+    name = model_name(run)
     if checkpoint is not None and not run.get("use_peft"):
         name = str(checkpoint)
     config = load_config(run)
@@ -124,7 +56,7 @@ def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
     dtype = _dtype(run, config)
     implementation, _ = _attention(run, model_class, dtype)
     # sdpa is transformers' own default, and left to it: a part that lacks it falls to eager.
-    options = _source(run)
+    options = source_options(run)
     if implementation == FLASH or run.get("attn_implementation") not in (None, "auto"):
         options["attn_implementation"] = implementation
     options |= {
@@ -154,7 +86,7 @@ def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
 def attention(run: Run) -> tuple[str, str]:
     """Returns the attention implementation that `load_model` takes, and the reason for it."""
     config = load_config(run)
-    return _attention(run, _classes(config, _name(run))[1], _dtype(run, config))
+    return _attention(run, _classes(config, model_name(run))[1], _dtype(run, config))
 
 
 def quantization_config(run: Run, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -177,21 +109,6 @@ def quantization_config(run: Run, dtype: torch.dtype) -> BitsAndBytesConfig | No
     if run.get("load_in_8bit"):
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
-
-
-def _name(run: Run) -> str:
-    name = run.get("model_name_or_path")
-    if not name:
-        raise ModelError("model_name_or_path is not written", todo="name a folder or a hub model")
-    check_folder(name)
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else str(name)
-
-
-def _source(run: Run) -> dict[str, Any]:
-    return {
-        "revision": run.get("model_revision"),
-        "trust_remote_code": bool(run.get("trust_remote_code")),
-    }
 
 
 def _classes(config: PretrainedConfig, name: str) -> tuple[Any, type[PreTrainedModel]]:
@@ -253,32 +170,3 @@ def _device_map(run: Run) -> dict[str, int] | None:
     if not on_gpu or is_deepspeed_zero3_enabled() or is_fsdp_enabled():
         return None
     return {"": torch.cuda.current_device()}
-
-
-def _chat_template(run: Run, vocabulary: dict[str, int]) -> str:
-    """Returns the text of the run's `chat_template_path`, a Jinja file or a model's folder."""
-    from transformers import AutoTokenizer
-
-    source = str(run.get("chat_template_path"))
-    if source.endswith((".jinja", ".j2")):
-        try:
-            return Path(source).expanduser().read_text(encoding="utf-8")
-        except OSError as error:
-            raise ModelError(
-                f"chat_template_path {source} cannot be read ({error.strerror})",
-                allowed="a .jinja file, or a model whose template to take",
-            ) from None
-    check_path(source)
-    try:
-        revision = {"revision": run.get("chat_template_revision")}
-        other = AutoTokenizer.from_pretrained(source, **_source(run) | revision)
-    except Exception as error:
-        raise explain(error, source, "chat template") from error
-    added = sorted(other.get_added_vocab().keys() - vocabulary.keys())
-    if added or not other.chat_template:
-        problem = f"needs tokens that the model lacks ({added[0]})" if added else "is missing"
-        raise ModelError(
-            f"the chat template of {source} {problem}",
-            todo="write a .jinja file that uses the model's own tokens",
-        )
-    return str(other.chat_template)

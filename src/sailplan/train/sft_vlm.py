@@ -50,7 +50,9 @@ def train(run: Run) -> None:
         from sailplan.data.prepare import prepare
         from sailplan.data.sources import load_rows
         from sailplan.model.families import family_of
-        from sailplan.model.load import attention, load_config, load_model, load_processor
+        from sailplan.model.load import attention, load_model
+        from sailplan.model.processor import load_processor
+        from sailplan.model.source import load_config
         from sailplan.model.trainable import lora_config, trained_parts
         from sailplan.train.arguments import training_arguments
         from sailplan.train.callbacks import MetricsFile, PlainProgress

@@ -14,7 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sailplan.errors import TrainingError
-from sailplan.model.load import load_model, load_processor
+from sailplan.model.load import load_model
+from sailplan.model.processor import load_processor
 from sailplan.model.trainable import freeze_unused, lora_config
 from sailplan.run.config import Run
 from sailplan.train.guards.gradients import GradientGuard
