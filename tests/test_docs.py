@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from sailplan.cli.main import app
+from sailplan.data.archives import SUFFIXES
 from sailplan.data.images import FORMATS, PIXEL_LIMIT
 from sailplan.data.local import BUILDERS
 from sailplan.data.remote import SIZE_LIMIT_BYTES, TIMEOUT_S
@@ -506,7 +507,7 @@ def test_suffixes_of_data_files_are_those_of_the_code() -> None:
     table = next(table for table in tables(DATA) if table[0][1] == "json")
     assert {
         suffix.strip("`"): kind for suffixes, kind in table for suffix in suffixes.split(", ")
-    } == BUILDERS
+    } == {**BUILDERS, **dict.fromkeys(SUFFIXES, "[archives](#archives)")}
 
 
 def test_ways_with_long_samples_are_all_there() -> None:

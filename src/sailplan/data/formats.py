@@ -82,7 +82,8 @@ def resolve_format(run: Run, rows: Rows) -> Format:
     if name == "messages":
         return Messages(
             image_columns=images,
-            inline_images=_may_carry_images(features["messages"]),
+            inline_images=_may_carry_images(features["messages"])
+            or str(getattr(features["messages"], "dtype", "")).endswith("string"),  # JSON of turns
             **system,
         )
     return PromptCompletion(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sailplan.data import foreign
+from sailplan.data import archives, foreign
 from sailplan.data.local import image_root
 from sailplan.data.remote import fetch
 from sailplan.data.rgb import to_rgb
@@ -149,7 +149,7 @@ def image_opener(run: Run, rows: Rows) -> ImageOpener:
     )
 
 
-def _inside(root: Path | None, path: str) -> Path:
+def _inside(root: Path | None, path: str) -> Path | io.BytesIO:
     label = _short(path)
     if root is None:
         raise DataError(f"image {label} has no folder to be in", todo="set image_root")
@@ -161,6 +161,9 @@ def _inside(root: Path | None, path: str) -> Path:
     if not real.is_relative_to(root):
         allowed = f"files under {root}"
         raise DataError(f"image {label} lies outside image_root", allowed=allowed)
+    within = None if found else archives.split(real)
+    if within is not None:
+        return io.BytesIO(archives.read(within))
     if not found:
         raise DataError(f"image {label} is missing", todo=f"looked for it in {root}")
     return real

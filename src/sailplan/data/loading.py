@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 import pandas as pd  # type: ignore[import-untyped]  # it ships no types
 
-from sailplan.data import local
+from sailplan.data import archives, local
+from sailplan.data.archive_rows import data_file
 from sailplan.data.hub import hub_splits
 from sailplan.errors import DataError
 from sailplan.hub import errors as hub_errors
@@ -57,8 +58,13 @@ def load_splits(source: Source) -> tuple[Splits, Path]:
         if not path.is_dir():
             raise DataError(f"there is no folder {path}", todo="check data_dir")
     local.glance(str(path) if path.exists() else source.path)
+    if local.is_pattern(source.path):
+        folder, files = local.matching(source.path)
+        return _load_files(source, local.by_split(folder, files), folder)
     if path.is_file():
-        return _read_files(source, {"train": [path]}), path.parent
+        return _load_files(source, {"train": [path]}, path.parent)
+    if path.is_dir() and not local.data_files(path) and local.archives_in(path):
+        return _load_files(source, local.by_split(path, local.archives_in(path)), path)
     if path.is_dir():
         return _load_folder(source, path), path
     if source.path in BUILDERS:
@@ -104,6 +110,27 @@ def _load_folder(source: Source, folder: Path) -> Splits:
     if files and source.name is None and not local.has_own_layout(folder):
         return _read_files(source, local.by_split(folder, files))
     return _read(source, str(folder), files)
+
+
+def _load_files(
+    source: Source, splits: Mapping[str, list[Path]], folder: Path
+) -> tuple[Splits, Path]:
+    """Reads data files, or archives of rows, and returns the folder of their images beside."""
+    files = [file for group in splits.values() for file in group]
+    packed = [file.suffix.lower() in archives.SUFFIXES for file in files]
+    if not any(packed):
+        return _read_files(source, splits), folder
+    if not all(packed):
+        raise DataError(f"{source.path} holds archives and other files", allowed="one or the other")
+    read = {file: data_file(file) for file in files}
+    roots = {root for _, root in read.values()}
+    if len(roots) > 1:
+        raise DataError(
+            f"{source.path}: the archives have data files with images of their own",
+            todo="list each under datasets",
+        )
+    rows = {name: [read[file][0] for file in group] for name, group in splits.items()}
+    return _read_files(source, rows), roots.pop()
 
 
 def _read_files(source: Source, splits: Mapping[str, list[Path]]) -> Splits:

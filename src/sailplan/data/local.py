@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import glob
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from sailplan.data import foreign
+from sailplan.data import archives, foreign
 from sailplan.errors import DataError, RunFileError
 
 if TYPE_CHECKING:
@@ -44,8 +46,36 @@ def looks_local(name: str) -> bool:
         or name.endswith("/")
         or name in (".", "..")
         or name.count("/") > 1
+        or is_pattern(name)
         or builder(Path(name)) is not None
+        or Path(name).suffix.lower() in archives.SUFFIXES
     )
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for all files that match it, and is not itself one's."""
+    return any(letter in name for letter in "*?[") and not Path(name).expanduser().exists()
+
+
+def matching(pattern: str) -> tuple[Path, list[Path]]:
+    """Returns the files that a pattern matches, in the order of their names, and their folder.
+
+    Raises:
+        DataError: It matches none.
+    """
+    whole = Path(pattern).expanduser()
+    fixed = Path(*itertools.takewhile(lambda part: not is_pattern(part), whole.parts))
+    names = glob.glob(str(whole), recursive=True)  # noqa: PTH207  Path.glob takes no absolute one
+    found = sorted(map(Path, names))
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise DataError(f"no file matches {pattern}", todo="check the pattern")
+    return fixed, files
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """Returns the archives right in a folder, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in archives.SUFFIXES)
 
 
 def builder(path: Path) -> str | None:
@@ -103,23 +133,34 @@ def glance(name: str) -> None:
             raise DataError(f"{name} is an empty folder", todo="check the path")
         for file in [] if is_saved_dataset(path) else data_files(path):
             _check_head(file)
+    elif is_pattern(name):
+        for file in matching(name)[1]:
+            _glance_at_file(file)
     elif path.is_file():
-        if builder(path) is None:
-            raise DataError(f"{path} is no data file", allowed=", ".join(BUILDERS))
-        _check_head(path)
+        _glance_at_file(path)
     elif looks_local(name):
         raise DataError(f"there is no {name}", todo="check the path")
 
 
+def _glance_at_file(path: Path) -> None:
+    _check_head(path)
+    if path.suffix.lower() in archives.SUFFIXES:
+        archives.members(path)
+    elif builder(path) is None:
+        allowed = ", ".join((*BUILDERS, *archives.SUFFIXES))
+        raise DataError(f"{path} is no data file", allowed=allowed)
+
+
 def image_root(run: Run) -> Path | None:
-    """Returns the folder that the run file gives for images, None where it gives none.
+    """Returns the folder or archive that the run file gives for images, None where it gives none.
 
     Raises:
-        RunFileError: It is no folder.
+        RunFileError: It is neither.
     """
     root = run.get("image_root")
-    if root is not None and not Path(root).expanduser().is_dir():
-        raise RunFileError(f"image_root {root} is no folder")
+    path = Path(root).expanduser().resolve() if root is not None else None
+    if path is not None and not path.is_dir() and archives.split(path) is None:
+        raise RunFileError(f"image_root {root} is no folder and no zip or tar file")
     return None if root is None else Path(root)
 
 

@@ -1,0 +1,136 @@
+"""Turns an archive into rows: those of a data file in it, or WebDataset's samples."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import xxhash
+
+from sailplan.data import archives, foreign, local
+from sailplan.data.archives import Inside
+from sailplan.errors import DataError
+from sailplan.files import write_atomically
+
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif"),
+)
+"""What of a WebDataset's sample is an image."""
+
+_TEXT_SUFFIXES = (".txt", ".text", ".caption", ".cls")
+
+
+def data_file(archive: Path) -> tuple[Path, Path]:
+    """Returns a file with an archive's rows, kept in the cache of `datasets`, and its images' root.
+
+    An archive with one data file (json, csv, parquet, …) holds its rows; a path in them is relative
+    to that file's folder in the archive. Else it is read as a WebDataset: files of the same name up
+    to the first dot are a sample, of which `.json` is the row and images become its `images`, in
+    the order of their names; a text becomes the column of its suffix.
+
+    Raises:
+        DataError: The archive is broken, empty, or holds neither.
+    """
+    names = [name for name in archives.members(archive) if not _is_hidden(name)]
+    tables = [name for name in names if _is_table(name)]
+    if len(tables) > 1:
+        some = ", ".join(tables[:5])
+        raise DataError(f"{archive} holds several data files: {some}", allowed="one")
+    if tables:
+        content = archives.read(Inside(archive, tables[0]))
+        wrong = foreign.describe(content[: foreign.HEAD_BYTES])
+        if wrong:
+            raise DataError(f"{archive}/{tables[0]} {wrong[0]}", todo=wrong[1])
+        name = posixpath.basename(tables[0])
+        return _kept(archive, name, content), archive / posixpath.dirname(tables[0])
+    samples = _samples(archive, names)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(archive, samples))
+    content = "".join(lines).encode()
+    if not content:
+        raise DataError(f"{archive} holds no rows", allowed="a data file, or WebDataset's samples")
+    return _kept(archive, "samples.jsonl", content), archive.parent
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__")) for part in name.split("/"))
+
+
+def _is_table(name: str) -> bool:
+    """Whether a member is a table of rows; `.json` and `.txt` may be one sample's alone."""
+    kind = local.builder(Path(name))
+    single = Path(name).suffix.lower() in (".json", ".txt")
+    return (kind is not None and not single) or posixpath.basename(name) in _LONE_TABLES
+
+
+_LONE_TABLES = ("train.json", "data.json", "dataset.json", "rows.json", "metadata.json")
+"""JSON files of an archive that hold all of its rows."""
+
+
+def _samples(archive: Path, names: list[str]) -> dict[str, list[str]]:
+    """Returns the members of each sample, by what their names have in common."""
+    samples: dict[str, list[str]] = {}
+    for name in names:
+        folder, base = posixpath.split(name)
+        key, dot, _ = base.partition(".")
+        suffix = posixpath.splitext(base)[1].lower()
+        if not dot or suffix not in (".json", *_TEXT_SUFFIXES, *IMAGE_SUFFIXES):
+            raise DataError(
+                f"{archive} holds {name}, which is no part of a sample",
+                allowed=".json, a text or an image beside it, or one data file",
+            )
+        samples.setdefault(posixpath.join(folder, key), []).append(name)
+    return samples
+
+
+def _rows(archive: Path, samples: Mapping[str, list[str]]) -> Iterator[dict[str, Any]]:
+    for key, names in samples.items():
+        row: dict[str, Any] = {}
+        images = []
+        for name in sorted(names):
+            suffix = posixpath.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                images.append(f"{archive.name}/{name}")
+            elif suffix == ".json":
+                row |= _json(archive, name)
+            else:
+                row[suffix[1:]] = _text(archive, name)
+        if not {"image", "images"} & row.keys():
+            row["images"] = images
+        elif images:
+            raise DataError(
+                f"{archive}: sample {key} has images beside it and in its json",
+                todo="leave image and images out of the json",
+            )
+        yield row
+
+
+def _json(archive: Path, name: str) -> dict[str, Any]:
+    try:
+        row = json.loads(archives.read(Inside(archive, name)))
+    except ValueError as error:
+        raise DataError(f"{archive}/{name} is no JSON: {error}", todo="get it again") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{archive}/{name} holds a {type(row).__name__}", allowed="an object")
+    return row
+
+
+def _text(archive: Path, name: str) -> str:
+    try:
+        return archives.read(Inside(archive, name)).decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{archive}/{name} is not UTF-8", todo="save it as UTF-8") from None
+
+
+def _kept(archive: Path, name: str, content: bytes) -> Path:
+    """Writes what was read from an archive where `datasets` can read it, once for each content."""
+    digest = xxhash.xxh3_128_hexdigest(content)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "archives" / f"{archive.name}-{digest}"
+    path = folder / name
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return path
