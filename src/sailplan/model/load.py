@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sailplan.errors import ModelError
 from sailplan.model.attention import FLASH, choose_attention
 from sailplan.model.folder import explain
+from sailplan.model.pixels import within_budget
 from sailplan.model.precision import find_device, fit_to_device
 from sailplan.model.source import load_config, model_name, source_options
 
@@ -69,6 +70,9 @@ def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)
     except Exception as error:
         raise explain(error, name, "weights") from error
+    grids = getattr(model.config, "image_grid_pinpoints", None)
+    if grids and run.get("max_pixels"):
+        model.config.image_grid_pinpoints = within_budget(grids, run.get("max_pixels"))
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
