@@ -37,6 +37,11 @@ def preset(name: str) -> Path:
     return path
 
 
+def chat_templates() -> dict[str, Path]:
+    """Returns the chat templates that sailplan brings, by name."""
+    return {path.stem: path for path in sorted((_PACKAGE / "chat_templates").glob("*.jinja"))}
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all: to a neighbour, synced, then renamed over it.
 

@@ -241,16 +241,16 @@ def test_load_processor_chat_template_is_a_file_or_another_models(
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("family", "source", "message"),
     [
-        ("none.jinja", "none.jinja cannot be read"),
-        ("qwen2_vl", "needs tokens that the model lacks"),
+        ("llama", "none.jinja", "none.jinja cannot be read"),
+        ("llava", "qwen2_vl", "needs image tokens that the model lacks"),
     ],
 )
 def test_load_processor_chat_template_does_not_fit_is_refused(
-    tiny_model: Folders, source: str, message: str
+    tiny_model: Folders, family: str, source: str, message: str
 ) -> None:
     path = source if source.endswith(".jinja") else str(tiny_model(source))
 
     with pytest.raises(ModelError, match=message):
-        load_processor(run_of(tiny_model("llama"), chat_template_path=path))
+        load_processor(run_of(tiny_model(family), chat_template_path=path))

@@ -16,6 +16,7 @@ from sailplan.model.families import family_of, tokenizer_of
 from sailplan.model.folder import explain
 from sailplan.model.load import load_model
 from sailplan.model.processor import load_processor
+from sailplan.model.vocabulary import fit_to_adapter
 from sailplan.run.config import Run
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Speaker:
             model=model.eval(),
             processor=processor,
             template=template,
-            end_token_ids=_end_token_ids(model, processor, template),
+            end_token_ids=end_token_ids(model, processor, template),
         )
 
 
@@ -101,7 +102,25 @@ def load_speaker(
     return Speaker.of(_with_adapter(model, Path(adapter).expanduser()), processor)
 
 
-def _end_token_ids(model: Any, processor: Any, template: ChatTemplate | None) -> tuple[int, ...]:
+def end_answers(model: Any, processor: Any, *, chat: bool) -> None:
+    """Has the model's own settings for generation end an answer where training ends it.
+
+    They are saved with the model. Ids that were there stay, but for the token that begins a text,
+    which old checkpoints name.
+
+    Args:
+        model: The model, whose `generation_config` is changed in place.
+        processor: Its processor.
+        chat: Whether it is trained on chats; else the end of a text is all that ends an answer.
+    """
+    tokenizer = tokenizer_of(processor)
+    ids = end_token_ids(model, processor, ChatTemplate.of(processor) if chat else None)
+    begins = {tokenizer.bos_token_id} - {tokenizer.eos_token_id}
+    kept = [number for number in ids if number not in begins]
+    model.generation_config.eos_token_id = kept[0] if len(kept) == 1 else kept
+
+
+def end_token_ids(model: Any, processor: Any, template: ChatTemplate | None) -> tuple[int, ...]:
     """Returns the model's own end tokens and the one behind an assistant's turn.
 
     A base model's own is the end of a text; one that was tuned on chats ends its turn.
@@ -151,6 +170,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
         with warnings.catch_warnings():
             # Of missing tensors, which are an error below: they would be random.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            fit_to_adapter(model, adapter)
             tuned = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT and torch raise many kinds for files that do not fit
         raise explain(error, str(adapter), "adapter") from error

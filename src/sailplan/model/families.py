@@ -27,7 +27,7 @@ _LANGUAGE_MODULES = ("language_model", "text_model")
 
 _MEDIA = r"(image|img|images|vision|video|audio|boi|eoi|boa|eoa|patch|frame|row|col)"
 _MEDIA_SETTING = re.compile(rf"(^|_){_MEDIA}(_\w+)*_token_(id|ids|index)$|^(boi|eoi)_token_")
-_MEDIA_TOKEN = re.compile(r"image|img|vision|video|audio|patch|<row_|fake_token", re.IGNORECASE)
+MEDIA_TOKEN = re.compile(r"image|img|vision|video|audio|patch|<row_|fake_token", re.IGNORECASE)
 
 # Image processors that take one list of images per sample, and pad the number of images.
 _NESTED_IMAGES = frozenset({"mllama", "idefics2", "idefics3", "smolvlm"})
@@ -88,7 +88,7 @@ class Family:
         ids.update(
             token_id
             for token_id, token in tokenizer.added_tokens_decoder.items()
-            if token.special and _MEDIA_TOKEN.search(token.content)
+            if token.special and MEDIA_TOKEN.search(token.content)
         )
         return frozenset(ids)
 

@@ -13,6 +13,7 @@ process group, and transformers looks at its DeepSpeed configuration to load a m
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sailplan.model.folder import explain
 from sailplan.model.pixels import within_budget
 from sailplan.model.precision import find_device, fit_to_device
 from sailplan.model.source import load_config, model_name, source_options
+from sailplan.model.vocabulary import resize_embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from sailplan.run.config import Run
 
 
-def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
+def load_model(
+    run: Run, *, checkpoint: Path | None = None, added_ids: Collection[int] = ()
+) -> PreTrainedModel:
     """Returns the model, ready for `SFTTrainer`.
 
     A full fine-tuning that goes on takes its weights from the checkpoint here: Trainer's own
@@ -44,6 +48,7 @@ def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
     Args:
         run: The run.
         checkpoint: The checkpoint that training goes on from.
+        added_ids: Ids of added tokens, for which the embeddings must have rows.
 
     Raises:
         ModelError: There is no such model, its weights are broken or incomplete, or it cannot
@@ -79,6 +84,7 @@ def load_model(run: Run, *, checkpoint: Path | None = None) -> PreTrainedModel:
             f"{name} lacks the weights of {len(missing)} tensors, such as {missing[0]}",
             todo="they would be random: download the model again, or correct its config.json",
         )
+    resize_embeddings(model, added_ids, seed=run.get("seed"))
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights for good at the first
         # forward in evaluation: training on fails, and so do layers that are not whole blocks.

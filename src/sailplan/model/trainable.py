@@ -12,6 +12,7 @@ from sailplan.model.families import family_of
 from sailplan.model.freezing import frozen_parts
 from sailplan.model.parts import find_parts, parameters_by_part
 from sailplan.model.targets import selected_modules, target_modules
+from sailplan.model.vocabulary import token_indices
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -21,8 +22,15 @@ if TYPE_CHECKING:
     from sailplan.run.config import Run
 
 
-def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
+def lora_config(
+    run: Run, model: PreTrainedModel, added_ids: Sequence[int] = ()
+) -> LoraConfig | None:
     """Returns the adapter's configuration for `model`, None where the run does not use PEFT.
+
+    Args:
+        run: The run.
+        model: The model, before PEFT wraps it.
+        added_ids: Ids of added tokens, whose embeddings train beside the adapters.
 
     Raises:
         ModelError: A target matches no layer of the model, or PEFT refuses a value.
@@ -63,6 +71,7 @@ def lora_config(run: Run, model: PreTrainedModel) -> LoraConfig | None:
             rank_pattern=run.get("lora_rank_pattern") or {},
             alpha_pattern=run.get("lora_alpha_pattern") or {},
             modules_to_save=kept or None,
+            trainable_token_indices=token_indices(model, added_ids, kept),
             target_modules=targets,
             **optional,
         )
@@ -86,6 +95,7 @@ def trained_parts(run: Run, model: PreTrainedModel, adapters: LoraConfig | None)
         return left
     modules = [name for name, _ in model.named_modules()]
     ends = [*(adapters.modules_to_save or ()), *(adapters.target_parameters or ())]
+    ends += adapters.trainable_token_indices or ()
     names = {*modules, *(name for name, _ in model.named_parameters())}
     chosen = selected_modules(adapters.target_modules or [], modules)
     chosen |= {name for name in names for end in ends if f".{name}".endswith(f".{end}")}

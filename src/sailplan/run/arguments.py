@@ -29,6 +29,17 @@ class SailplanArguments:
         default=None,
         metadata={"help": "The revision of dataset_name; its main branch where not given."},
     )
+    bos_token: str | None = field(
+        default=None,
+        metadata={"help": "The token that begins a text, where the tokenizer's own is wrong."},
+    )
+    added_tokens: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens to add to the vocabulary; the embeddings grow, and their rows train "
+            "with LoRA too."
+        },
+    )
     global_batch_size: int | None = field(
         default=None,
         metadata={

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sailplan.errors import OutputError, RunFileError
+from sailplan.files import chat_templates
 from sailplan.hub.repository import MAIN, Repository, is_commit, is_hub_name
 from sailplan.run.config import Run
 
@@ -60,7 +61,9 @@ def uses(run: Run) -> list[Use]:
 def _uses(run: Run) -> Iterator[Use]:
     for field, revision in REVISIONS.items():
         name = run.get(field)
-        is_template = field == "chat_template_path" and str(name).endswith((".jinja", ".j2"))
+        is_template = field == "chat_template_path" and (
+            str(name).endswith((".jinja", ".j2")) or name in chat_templates()
+        )
         replaced = field == "dataset_name" and run.get("datasets")
         if name and not is_template and not replaced:
             kind: Any = "dataset" if field == "dataset_name" else "model"

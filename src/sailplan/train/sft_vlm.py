@@ -44,16 +44,19 @@ def train(run: Run) -> None:
         from transformers import PrinterCallback
 
         from sailplan.data.collator import Collator
+        from sailplan.data.default_template import complete_template, is_chat
         from sailplan.data.encode import Encoder
         from sailplan.data.formats import resolve_format
         from sailplan.data.images import image_opener
         from sailplan.data.prepare import prepare
         from sailplan.data.sources import load_rows
+        from sailplan.evaluate.speaker import end_answers
         from sailplan.model.families import family_of
         from sailplan.model.load import attention, load_model
-        from sailplan.model.processor import load_processor
+        from sailplan.model.processor import load_processor_and_tokens
         from sailplan.model.source import load_config
         from sailplan.model.trainable import lora_config, trained_parts
+        from sailplan.model.vocabulary import grown
         from sailplan.train.arguments import training_arguments
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
@@ -75,19 +78,21 @@ def train(run: Run) -> None:
     say(*run.notes, *run.differences(), *notes)
 
     # The data comes before the weights: what is wrong with it shows in seconds.
-    processor = load_processor(run)
+    processor, added_ids = load_processor_and_tokens(run)
     rows = load_rows(run)
     format = resolve_format(run, rows)
     opener = image_opener(run, rows)
-    family = family_of(load_config(run))
+    say(*complete_template(processor, chat=is_chat(format, rows)))
+    family = grown(family_of(load_config(run)), added_ids)
     data = prepare(run, rows, format, Encoder.of(run, processor, family), opener)
     say(*data.notes)
 
     checkpoint = directory.asked_checkpoint(run)
-    model = load_model(run, checkpoint=checkpoint)
+    model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
+    end_answers(model, processor, chat=is_chat(format, rows))
     say("attention: {}, {}".format(*attention(run)))
 
-    adapters = lora_config(run, model)
+    adapters = lora_config(run, model, added_ids)
     trained = trained_parts(run, model, adapters)
     collator = Collator(
         processor,
