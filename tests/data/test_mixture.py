@@ -229,7 +229,7 @@ REFUSED = {
     "streaming": (
         "datasets:\n- path: a.jsonl\n- path: b.jsonl\nstreaming: true\n",
         RunFileError,
-        "streaming is not supported yet",
+        "dataset_streaming without max_steps; set max_steps",
     ),
 }
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from sailplan.data.sources import load_rows
+from sailplan.data.streaming import Stream
 from sailplan.errors import DataError, RunFileError
 from sailplan.run.config import Run
 
@@ -263,9 +264,12 @@ def test_evaluation_without_rows_for_it_is_refused(tmp_path: Path, run_on: RunOn
 
 
 @pytest.mark.parametrize("flag", ["--dataset_streaming", "--streaming"])
-def test_streaming_is_refused(tmp_path: Path, run_on: RunOn, flag: str) -> None:
-    with pytest.raises(RunFileError, match="not supported yet"):
-        load_rows(run_on(write(tmp_path / "a.jsonl", ROWS), flag))
+def test_rows_are_streamed_by_either_of_trls_names(
+    tmp_path: Path, run_on: RunOn, flag: str
+) -> None:
+    rows = load_rows(run_on(write(tmp_path / "a.jsonl", ROWS), flag, "--max_steps", "1"))
+    assert isinstance(rows.train, Stream)
+    assert list(rows.train) == ROWS
 
 
 def test_datasets_block_of_one_entry_is_loaded(tmp_path: Path) -> None:

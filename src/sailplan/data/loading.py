@@ -46,10 +46,32 @@ class Source:
     """The columns to keep; all where not given."""
     fraction: float | None = None
     """The share of the mixture that its rows are to have; see `mixture.take_fractions`."""
+    streaming: bool = False
+    """Whether the rows are opened and not read."""
 
 
-def load_splits(source: Source) -> tuple[Splits, Path]:
-    """Returns all splits, and the folder that image paths belong to."""
+def load_splits(source: Source, *, streaming: bool = False) -> tuple[Splits, Path]:
+    """Returns all splits, and the folder that image paths belong to.
+
+    Args:
+        source: What is asked for.
+        streaming: Open the rows (`datasets.IterableDataset`, its columns known) and read none.
+    """
+    splits, folder = _load_splits(replace(source, streaming=streaming))
+    if not streaming:
+        return splits, folder
+    with _quiet(), _one_line_errors(source.path, []):
+        return {name: _opened(rows) for name, rows in splits.items()}, folder
+
+
+def _opened(rows: Any) -> Any:
+    """Returns rows as a stream whose columns are known."""
+    if isinstance(rows, datasets.Dataset):  # of save_to_disk, which lies there memory-mapped
+        return rows.to_iterable_dataset()
+    return rows if rows.features is not None else rows._resolve_features()
+
+
+def _load_splits(source: Source) -> tuple[Splits, Path]:
     path = Path(source.path).expanduser()
     if source.data_files is not None:
         return _load_named_files(source, path)
@@ -74,6 +96,12 @@ def load_splits(source: Source) -> tuple[Splits, Path]:
 
 def _load_hub(source: Source) -> Splits:
     with _quiet(), _one_line_errors(source.path, []):
+        if source.streaming:
+            return _load(  # the hub's own files, as they are read
+                source.path,
+                source,
+                {"revision": source.revision, "data_files": source.data_files},
+            )
         return hub_splits(
             Repository(kind="dataset", name=source.path, revision=source.revision or MAIN),
             name=source.name,
@@ -156,20 +184,25 @@ def _read(source: Source, path: str, files: list[Path], **options: Any) -> Split
     for file in files:
         local.check(file)
     with _quiet(), _one_line_errors(source.path, files):
-        options |= {"name": source.name, "data_dir": source.data_dir}
         if path == "json":
-            return _load_json(files, options)
+            if any(file.suffix.lower() == ".json" for file in files):
+                source = replace(source, streaming=False)  # one array, which is read whole
+            return _load_json(files, source, options)
         if path == "csv":
-            return _load_csv(files, options)
-        splits: Splits = datasets.load_dataset(path, **options)
+            return _load_csv(files, source, options)
+        return _load(path, source, options)
+
+
+def _load(path: str, source: Source, options: Mapping[str, Any]) -> Splits:
+    given = {"name": source.name, "data_dir": source.data_dir, "streaming": source.streaming}
+    splits: Splits = datasets.load_dataset(path, **{**given, **options})
     return splits
 
 
-def _load_json(files: list[Path], options: dict[str, Any]) -> Splits:
+def _load_json(files: list[Path], source: Source, options: dict[str, Any]) -> Splits:
     """Reads JSON where `datasets` alone would fail, or change what is written."""
-    splits: Splits
     try:
-        splits = datasets.load_dataset("json", **options)
+        splits = _load("json", source, options)
     except datasets.exceptions.DatasetGenerationError:
         largest_bytes = max((file.stat().st_size for file in files), default=0)
         if largest_bytes < _JSON_CHUNK_BYTES:
@@ -177,18 +210,18 @@ def _load_json(files: list[Path], options: dict[str, Any]) -> Splits:
         # The first chunk settles the columns, and a later one has others: images may begin after
         # thousands of text-only rows. All rows at once take six times the file in memory.
         options["chunksize"] = largest_bytes + 1
-        splits = datasets.load_dataset("json", **options)
+        splits = _load("json", source, options)
     # Arrow takes a column of nothing but dates for timestamps, and the answer 2024-05-01 would come
     # out as 2024-05-01 00:00:00. JSON has no dates: such a column is read as any JSON value is.
-    features = next(iter(splits.values())).features
+    first = next(iter(splits.values()))
+    features = first._resolve_features().features if source.streaming else first.features
     literal = changed(features, _without_timestamps)
     if literal == features:
         return splits
-    splits = datasets.load_dataset("json", features=datasets.Features(literal), **options)
-    return splits
+    return _load("json", source, {**options, "features": datasets.Features(literal)})
 
 
-def _load_csv(files: list[Path], options: dict[str, Any]) -> Splits:
+def _load_csv(files: list[Path], source: Source, options: dict[str, Any]) -> Splits:
     """Reads cells as the text that is written, and only empty ones as empty.
 
     pandas would guess: the price 12.50 becomes 12.5, the number 007 becomes 7, the word NA nothing.
@@ -199,8 +232,7 @@ def _load_csv(files: list[Path], options: dict[str, Any]) -> Splits:
         options["features"] = datasets.Features(
             {name: datasets.Value("string") for name in columns}
         )
-    splits: Splits = datasets.load_dataset("csv", keep_default_na=False, na_values=[""], **options)
-    return splits
+    return _load("csv", source, {**options, "keep_default_na": False, "na_values": [""]})
 
 
 def _without_timestamps(feature: Any) -> Any:

@@ -72,26 +72,38 @@ def take_fractions(
     Raises:
         RunFileError: Some entries have a fraction and others none, or they are no shares.
     """
-    shares = [fraction for fraction in fractions if fraction is not None]
+    shares = check_fractions(fractions)
     if not shares:
         return list(parts)
-    if len(shares) < len(parts):
-        raise RunFileError(
-            f"datasets: {len(shares)} of {len(parts)} entries have a fraction",
-            allowed="a fraction in every entry, or in none",
-        )
     whole = sum(shares)
-    if min(shares) < 0 or not 0 < whole < math.inf:
-        raise RunFileError(
-            f"datasets: the fractions are {', '.join(f'{share:g}' for share in shares)}",
-            allowed="shares of 0 or more, and one above 0",
-        )
     weights = [share / whole for share in shares]
     total = min(len(part) / weight for part, weight in zip(parts, weights, strict=True) if weight)
     return [
         part.select(range(round(weight * total)))
         for part, weight in zip(parts, weights, strict=True)
     ]
+
+
+def check_fractions(fractions: Sequence[float | None]) -> list[float]:
+    """Returns the shares of the entries, none where none is written.
+
+    Raises:
+        RunFileError: Some entries have a fraction and others none, or they are no shares.
+    """
+    shares = [fraction for fraction in fractions if fraction is not None]
+    if not shares:
+        return []
+    if len(shares) < len(fractions):
+        raise RunFileError(
+            f"datasets: {len(shares)} of {len(fractions)} entries have a fraction",
+            allowed="a fraction in every entry, or in none",
+        )
+    if min(shares) < 0 or not 0 < sum(shares) < math.inf:
+        raise RunFileError(
+            f"datasets: the fractions are {', '.join(f'{share:g}' for share in shares)}",
+            allowed="shares of 0 or more, and one above 0",
+        )
+    return shares
 
 
 def concatenate(parts: Sequence[datasets.Dataset], names: Sequence[str]) -> datasets.Dataset:

@@ -15,10 +15,12 @@ import xxhash
 from accelerate import PartialState
 
 from sailplan.data.encode import Encoder
+from sailplan.data.encode_row import RowEncoder, StreamedRow
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
-from sailplan.data.mixture import Entry, entry_of, place
+from sailplan.data.mixture import Entry, place
 from sailplan.data.sources import Rows
+from sailplan.data.streaming import EncodedStream, Stream
 from sailplan.errors import DataError
 from sailplan.progress import PLAIN_LINE_EVERY_S
 
@@ -43,7 +45,7 @@ _FEATURES = datasets.Features(
 class Prepared:
     """What the trainer is given."""
 
-    train: datasets.Dataset
+    train: datasets.Dataset | EncodedStream
     """Rows of `input_ids`, `labels` (`[tokens]` each), `length` in tokens, `row`, the number of the
     raw row, and where there are images `entry`, the index of the entry of the data that it is from,
     `place`, which is where a user finds it, and its image columns, which are read from the raw rows
@@ -72,11 +74,18 @@ def prepare(
             long, or text-only rows stand where the model cannot have them.
     """
     state = PartialState()
+    streams, crosses = isinstance(rows.train, Stream), encoder.family.cross_attention
+    if streams and crosses and state.num_processes > 1:
+        raise DataError(
+            f"{encoder.family.name} on several processes needs to know beforehand which rows have "
+            "images, which a stream does not say",
+            todo="remove dataset_streaming, or train on one process",
+        )
     with state.main_process_first(), state.local_main_process_first():
         notes: list[str] = []
         splits: dict[str, datasets.Dataset] = {}
         for name, raw in (("train", rows.train), ("eval", rows.eval)):
-            if raw is None:
+            if raw is None or isinstance(raw, Stream):
                 continue
             encoded = _encode(run, name, raw, rows, format, encoder, opener)
             if encoder.family.cross_attention and state.num_processes > 1:
@@ -88,32 +97,45 @@ def prepare(
             )
             notes += dropped
             splits[name] = _with_images(name, encoded, raw, rows, format.image_fields)
+    if isinstance(rows.train, Stream):
+        one = StreamedRow(
+            rows=_row_encoder("train", rows, format, encoder, opener),
+            limit=encoder.max_length,
+            fails=run.get("over_length") == "fail",
+        )
+        train: Any = EncodedStream(
+            rows.train,
+            one,
+            rank=state.process_index,
+            world_size=state.num_processes,
+            batch_size=run.get("per_device_train_batch_size"),
+        )
+        return Prepared(train=train, eval=splits.get("eval"), notes=(*notes, _STREAMED))
     return Prepared(train=splits["train"], eval=splits.get("eval"), notes=tuple(notes))
+
+
+_STREAMED = "rows are read and encoded while training; what is wrong with one shows then"
+
+
+def _row_encoder(
+    split: str, rows: Rows, format: Format, encoder: Encoder, opener: ImageOpener
+) -> RowEncoder:
+    return RowEncoder(
+        split=split, format=format, encoder=encoder, opener=opener, entries=rows.entries
+    )
 
 
 @dataclass(kw_only=True, slots=True)
 class _EncodeRow:
     """Encodes one row; a copy of it works in each process of `Dataset.map`."""
 
-    split: str
-    format: Format
-    encoder: Encoder
-    opener: ImageOpener
+    rows: RowEncoder
     numbers: Sequence[int]
     """Each row's number before any were held out."""
-    entries: tuple[Entry, ...]
-    """Where the rows are from."""
     told_at_s: float = 0.0
 
     def __call__(self, row: Mapping[str, Any], index: int, rank: int | None) -> dict[str, Any]:
-        number = self.numbers[index]
-        entry = entry_of(self.entries, number)
-        try:
-            sample = self.format.sample(row)
-            sizes = [self.opener.size(reference, entry) for reference in sample["images"]]
-            encoded = self.encoder.encode(sample, sizes)
-        except DataError as error:
-            raise DataError(f"{self.split} {place(self.entries, number)}: {error}") from error
+        encoded, entry, num_images = self.rows(self.numbers[index], row)
         if not rank:
             self._tell(index)
         return {
@@ -122,7 +144,7 @@ class _EncodeRow:
             "length": len(encoded.input_ids),
             "row": index,
             "entry": entry,
-            "num_images": len(sizes),
+            "num_images": num_images,
             "method": encoded.method,
         }
 
@@ -133,7 +155,9 @@ class _EncodeRow:
             self.told_at_s = now
         elif now - self.told_at_s >= PLAIN_LINE_EVERY_S:
             self.told_at_s = now
-            print(f"encoding {self.split}: row {index} of {len(self.numbers)}", file=sys.stderr)
+            print(
+                f"encoding {self.rows.split}: row {index} of {len(self.numbers)}", file=sys.stderr
+            )
 
 
 def _encode(
@@ -157,12 +181,8 @@ def _encode(
     try:
         encoded: datasets.Dataset = raw.map(
             _EncodeRow(
-                split=split,
-                format=format,
-                encoder=encoder,
-                opener=opener,
+                rows=_row_encoder(split, rows, format, encoder, opener),
                 numbers=rows.numbers[split],
-                entries=rows.entries,
             ),
             with_indices=True,
             with_rank=True,

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 
 from sailplan.data.loading import Source, Splits, changed, load_splits
-from sailplan.data.mixture import Entry, concatenate, take_fractions
+from sailplan.data.mixture import Entry, check_fractions, concatenate, take_fractions
+from sailplan.data.streaming import (
+    ENTRY_ROWS,
+    Stream,
+    check_streaming,
+    held_out_rows,
+    is_streaming,
+)
 from sailplan.errors import DataError, RunFileError
 
 if TYPE_CHECKING:
@@ -21,8 +28,8 @@ if TYPE_CHECKING:
 class Rows:
     """Raw rows: images are stored paths or bytes, never decoded."""
 
-    train: datasets.Dataset
-    """The rows to train on."""
+    train: datasets.Dataset | Stream
+    """The rows to train on; of a run that streams, in their order."""
     eval: datasets.Dataset | None
     """The rows held out, where there are any."""
     entries: tuple[Entry, ...]
@@ -48,6 +55,8 @@ def load_rows(run: Run) -> Rows:
         _name(number, source) if run.get("datasets") else ""
         for number, source in enumerate(sources, start=1)
     ]
+    if is_streaming(run):
+        return _stream_rows(run, sources, names)
     loaded = [load_splits(source) for source in sources]
     parts = take_fractions(
         [
@@ -86,10 +95,8 @@ def sources_of(run: Run) -> list[Source]:
     """Returns what a run asks of `load_dataset`: its one dataset, or each entry of `datasets`.
 
     Raises:
-        RunFileError: No dataset is named, or rows are to be streamed.
+        RunFileError: No dataset is named.
     """
-    if run.get("dataset_streaming") or run.get("streaming"):
-        raise RunFileError("streaming is not supported yet", todo="remove dataset_streaming")
     if run.get("datasets"):
         return [
             Source(**(entry if isinstance(entry, Mapping) else vars(entry)))
@@ -105,6 +112,61 @@ def sources_of(run: Run) -> list[Source]:
             split=run.get("dataset_train_split"),
         )
     ]
+
+
+def _stream_rows(run: Run, sources: list[Source], names: list[str]) -> Rows:
+    """Opens the rows without reading them, but for those that are held out."""
+    check_streaming(run)
+    fractions = [source.fraction for source in sources]
+    check_fractions(fractions)
+    loaded = [load_splits(source, streaming=True) for source in sources]
+    parts = []
+    for source, (splits, _) in zip(sources, loaded, strict=True):
+        if source.split not in splits:
+            raise DataError(
+                f"{source.path} has no split {source.split!r} to stream", allowed=", ".join(splits)
+            )
+        parts.append(_columns(source, _undecoded_stream(splits[source.split])))
+    features = datasets.Features(
+        {name: kind for part in reversed(parts) for name, kind in part.features.items()}
+    )
+    stream = Stream(
+        parts=parts,
+        shares=None if fractions[0] is None else [share or 0.0 for share in fractions],
+        seed=run.get("seed"),
+        buffer_size=run.get("shuffle_buffer_size"),
+        features=features,
+    )
+    entries = tuple(
+        Entry(name=name, folder=folder, columns=tuple(part.column_names), start=n * ENTRY_ROWS)
+        for n, (name, (_, folder), part) in enumerate(zip(names, loaded, parts, strict=True))
+    )
+    numbers: list[int] = []
+    evaluation = None
+    if run.get("eval_size"):
+        numbers, evaluation = held_out_rows(stream.numbered(), int(run.get("eval_size")), features)
+    elif run.get("eval_strategy") not in (None, "no"):
+        evaluation = _streamed_test_split(run, sources[0], loaded[0][0])
+        numbers = list(range(len(evaluation)))
+    stream = replace(stream, held_out=frozenset(numbers if run.get("eval_size") else ()))
+    numbered: dict[str, Sequence[int]] = {"train": (), "eval": numbers}
+    return Rows(train=stream, eval=evaluation, entries=entries, numbers=numbered)
+
+
+def _streamed_test_split(run: Run, source: Source, splits: Splits) -> datasets.Dataset:
+    name = run.get("dataset_test_split")
+    if name not in splits or run.get("datasets"):
+        raise RunFileError(
+            f"eval_strategy {run.get('eval_strategy')} without rows to evaluate on",
+            todo="set eval_size, or a dataset_test_split that exists",
+        )
+    rows = _columns(source, _undecoded_stream(splits[name]))
+    return datasets.Dataset.from_list(list(rows), features=rows.features)
+
+
+def _undecoded_stream(rows: Any) -> Any:
+    """Returns a stream with its images as they are stored; all else is decoded."""
+    return rows.cast(datasets.Features(changed(rows.features, _without_decoding)))
 
 
 def _name(number: int, source: Source) -> str:

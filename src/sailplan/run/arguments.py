@@ -122,6 +122,12 @@ class SailplanArguments:
             "choices": ["drop", "fail", "truncate_text"],
         },
     )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "Rows of a stream among which the next is drawn; 1 keeps the files' order."
+        },
+    )
     eval_size: float | None = field(
         default=None,
         metadata={

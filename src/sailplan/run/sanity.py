@@ -48,6 +48,7 @@ RANGES: Mapping[str, _Range] = {
     "early_stopping_patience": _AT_LEAST_ONE,
     "dataset_num_proc": _AT_LEAST_ONE,
     "max_length": _AT_LEAST_ONE,
+    "shuffle_buffer_size": _AT_LEAST_ONE,
     "min_pixels": _AT_LEAST_ONE,
     "max_pixels": _AT_LEAST_ONE,
     "lora_r": _AT_LEAST_ONE,

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from sailplan.data.streaming import EncodedStream
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 
@@ -64,6 +66,24 @@ class Trainer(SFTTrainer):
         for name, value in zip(METRICS, found, strict=True):
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
+
+    def get_train_dataloader(self) -> Any:
+        """Returns what the rows are drawn with.
+
+        A stream knows which rows are this process's: accelerate's loader would deal them again.
+        """
+        if not isinstance(self.train_dataset, EncodedStream):
+            return super().get_train_dataloader()
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+        )
 
     def _load_best_model(self) -> None:
         """Loads the best checkpoint's weights.
