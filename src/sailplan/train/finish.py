@@ -97,7 +97,11 @@ def _check_names(folder: Path) -> None:
     architecture = getattr(transformers, (config.get("architectures") or [""])[0], None)
     if architecture is None:  # remote code: its class is not known here
         return
-    _, info = architecture.from_pretrained(folder, device_map="meta", output_loading_info=True)
+    load = architecture.from_pretrained
+    try:
+        _, info = load(folder, device_map="meta", output_loading_info=True)
+    except RuntimeError as error:  # of shapes, which transformers lists above
+        raise CheckpointError(f"{folder} does not load: {error}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = sorted(map(str, info[kind]))
