@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sailplan.errors import ModelError
+from sailplan.checkpoint import torch_zip
+from sailplan.errors import CheckpointError, ModelError
 from sailplan.hub import errors as hub_errors
 from sailplan.hub.repository import Repository
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
-_TOKENIZER, _INDEX = "tokenizer.json", "model.safetensors.index.json"
-_WEIGHTS = "model.safetensors"
+_TOKENIZER = "tokenizer.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which transformers looks for them; `.index.json` behind each names its shards."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -64,12 +66,8 @@ def check_files(name: str) -> None:
         ModelError: One of them is a Git-LFS pointer, cut off, or missing.
     """
     folder = Path(name).expanduser()
-    texts = [folder / name for name in (_CONFIG, _TOKENIZER, _INDEX)]
-    broken = _broken_file(path for path in texts if path.is_file())
-    if not broken:
-        index = folder / _INDEX
-        names = _shards(index) if index.is_file() else [_WEIGHTS]
-        broken = _broken_file(folder / name for name in names if (folder / name).is_file())
+    texts = [folder / name for name in (_CONFIG, _TOKENIZER)]
+    broken = _broken_file(path for path in texts if path.is_file()) or _broken_weights(folder)
     if broken:
         raise ModelError(broken, todo="download the model again")
 
@@ -91,8 +89,15 @@ def explain(error: Exception, name: str, what: str) -> ModelError:
             return known
     folder = Path(name).expanduser()
     broken = _broken_file(sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))))
+    broken = broken or _broken_weights(folder)
     if broken:
         return ModelError(broken, todo="download the model again")
+    if what == "weights" and "Weights only load failed" in str(error):
+        return ModelError(
+            f"a .bin file of {name} holds more than weights: loading it would run code, which was "
+            "not done",
+            todo="take the model's safetensors files",
+        )
     if what == "weights" and "ignore_mismatched_sizes" in str(error):
         return ModelError(
             f"{name}: the weights do not have the shapes that its {_CONFIG} describes (listed "
@@ -105,6 +110,17 @@ def explain(error: Exception, name: str, what: str) -> ModelError:
     elif "trust_remote_code" in str(error):
         todo = "write trust_remote_code: true if you trust the code in that repository"
     return ModelError(f"the {what} of {name} could not be loaded: {_first_line(error)}", todo=todo)
+
+
+def _broken_weights(folder: Path) -> str | None:
+    """Returns what is wrong with the files that the weights would be read from."""
+    for name in _WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return _broken_file([folder / name])
+        if index.is_file():
+            return _broken_file([index]) or _broken_file(folder / shard for shard in _shards(index))
+    return None
 
 
 def _broken_file(paths: Iterable[Path]) -> str | None:
@@ -120,11 +136,15 @@ def _broken_file(paths: Iterable[Path]) -> str | None:
                 missing = [name for name in _shards(path) if not (path.parent / name).is_file()]
                 if missing:
                     return f"{path.parent} lacks {missing[0]}, which {path.name} lists"
+            elif path.suffix == ".bin":
+                torch_zip.read(path)
             else:
                 with safe_open(path, framework="numpy"):
                     pass
         except ValueError:
             return f"{path} is not valid JSON"
+        except CheckpointError as error:
+            return error.got if "get it again" in error.todo else str(error)
         except SafetensorError as error:
             return f"{path} is truncated or corrupt ({error})"
     return None

@@ -59,6 +59,8 @@ def load_model(
         name = str(checkpoint)
     config = load_config(run)
     auto_class, model_class = _classes(config, name)
+    text = config.get_text_config()
+    no_pad = text.pad_token_id is not None and text.pad_token_id < 0
     dtype = _dtype(run, config)
     implementation, _ = _attention(run, model_class, dtype)
     # sdpa is transformers' own default, and left to it: a part that lacks it falls to eager.
@@ -70,6 +72,9 @@ def load_model(
         "quantization_config": quantization_config(run, dtype),
         "device_map": _device_map(run),
     }
+    if no_pad and checkpoint is None:  # -1: the last row of the embeddings would never train
+        text.pad_token_id = None
+        options["config"] = config
     options |= run.get("model_init_kwargs") or {}
     try:
         model, info = auto_class.from_pretrained(name, output_loading_info=True, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Collection, Iterable, Sequence
@@ -123,17 +124,25 @@ def token_indices(
     return {name: list(added_ids) for name in left} or None
 
 
-def show_bias(model: nn.Module) -> None:
-    """Gives PEFT's wrappers of single rows the bias of what they wrap.
+def settle_rows(model: Any) -> None:
+    """Has single rows train under TRL's fused LM head, and saved alone (peft 0.21).
 
-    TRL's fused LM head asks the head for weight and bias, and the wrapper knows of the weight alone
-    (peft 0.21).
+    The fused head asks the head for weight and bias, and PEFT's wrapper of single rows knows of the
+    weight alone. And where the vocabulary has grown, PEFT would save the embeddings whole in each
+    checkpoint, though all that is new of them are those rows.
+
+    Args:
+        model: The model, wrapped by PEFT or not, changed in place.
     """
     from peft.utils.other import TrainableTokensWrapper
 
-    for module in model.modules():
-        if isinstance(module, TrainableTokensWrapper):
-            module.bias = getattr(module.original_module, "bias", None)
+    wrappers = [module for module in model.modules() if isinstance(module, TrainableTokensWrapper)]
+    for module in wrappers:
+        module.bias = getattr(module.original_module, "bias", None)
+    if wrappers:
+        model.save_pretrained = functools.partial(
+            model.save_pretrained, save_embedding_layers=False
+        )
 
 
 def fit_to_adapter(model: PreTrainedModel, adapter: Path) -> None:

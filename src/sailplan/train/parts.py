@@ -9,7 +9,7 @@ from sailplan.model.checkpointing import open_vision_to_gradients
 from sailplan.model.freezing import freeze
 from sailplan.model.parts import PROJECTOR, VISION_TOWER
 from sailplan.model.trainable import describe, describe_parts, freeze_unused
-from sailplan.model.vocabulary import show_bias
+from sailplan.model.vocabulary import settle_rows
 from sailplan.train.optimizer import learning_rates
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def settle_parts(run: Run, args: SFTConfig, model: PreTrainedModel | PeftModel) 
     """
     freeze(run, model)
     unused = freeze_unused(model)
-    show_bias(model)
+    settle_rows(model)
     if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
         "use_reentrant"
     ):
