@@ -52,19 +52,14 @@ def corrections(run: Run, name: str, settings: Mapping[str, Any]) -> dict[str, s
         ModelError: An eos or bos token is empty, and the run names no other.
     """
     empty = [field for field in (*FIELDS, "unk_token") if _content(settings.get(field)) == ""]
-    found = {}
-    for field in empty:
-        if field in ("eos_token", "bos_token") and not run.get(field):
-            wrong = [item for item in empty if item in ("eos_token", "bos_token")]
-            raise ModelError(
-                f"{' and '.join(wrong)} in {_CONFIG} of {name} {_are(wrong)} empty",
-                todo=f"write {_fixes(wrong)} (what LLaMA's tokenizers have; others may differ)",
-            )
-        if field == "unk_token":
-            found[field] = "<unk>"
-        elif run.get(field):
-            found[field] = run.get(field)
-    return found
+    wrong = [item for item in empty if item in ("eos_token", "bos_token") and not run.get(item)]
+    if wrong:
+        raise ModelError(
+            f"{' and '.join(wrong)} in {_CONFIG} of {name} {_are(wrong)} empty",
+            todo=f"write {_fixes(wrong)} (what LLaMA's tokenizers have; others may differ)",
+        )
+    written = {**{field: run.get(field) for field in FIELDS}, "unk_token": "<unk>"}
+    return {field: written[field] for field in empty if written[field]}
 
 
 def apply(run: Run, tokenizer: Any, name: str) -> None:
