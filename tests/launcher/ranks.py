@@ -19,7 +19,8 @@ def main() -> None:
     """Says that it is there, then does what the run's `run_name` says."""
     with report_errors():
         config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
-        print("rank", os.environ.get("RANK", "0"), os.getpid(), flush=True)
+        # One write: unbuffered, as launchers start them, two ranks' prints would mix.
+        os.write(1, f"rank {os.environ.get('RANK', '0')} {os.getpid()}\n".encode())
         if config["run_name"] == "fails while training":
             RunDirectory(Path(config["output_dir"])).metrics_file.touch()
         if config["run_name"].startswith("fails"):

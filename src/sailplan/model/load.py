@@ -60,7 +60,8 @@ def load_model(
     config = load_config(run)
     auto_class, model_class = _classes(config, name)
     text = config.get_text_config()
-    no_pad = text.pad_token_id is not None and text.pad_token_id < 0
+    pad_id = getattr(text, "pad_token_id", None)
+    no_pad = pad_id is not None and pad_id < 0
     dtype = _dtype(run, config)
     implementation, _ = _attention(run, model_class, dtype)
     # sdpa is transformers' own default, and left to it: a part that lacks it falls to eager.
