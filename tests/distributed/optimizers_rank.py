@@ -16,6 +16,7 @@ from sailplan.errors import RunFileError
 from sailplan.model.load import load_model
 from sailplan.model.processor import load_processor
 from sailplan.run.config import Run
+from sailplan.train.errors import leave
 from sailplan.train.optimizer_check import check_optimizer
 from tests.support.batches import text_batch, trainer, training_arguments
 
@@ -50,3 +51,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -21,6 +21,7 @@ from sailplan.model.processor import load_processor
 from sailplan.model.trainable import lora_config, trained_parts
 from sailplan.run.config import Run
 from sailplan.train.arguments import without_search
+from sailplan.train.errors import leave
 from sailplan.train.optimizer import optimizer_by_part
 from sailplan.train.parts import every_rank_needs_images, settle_parts
 from tests.support.batches import image_batch, text_batch, trainer, training_arguments
@@ -176,3 +177,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -20,6 +20,7 @@ from sailplan.model.load import load_model
 from sailplan.model.processor import load_processor
 from sailplan.model.trainable import describe, lora_config
 from sailplan.run.config import Run
+from sailplan.train.errors import leave
 from sailplan.train.guards.gradients import GradientGuard
 from tests.support.batches import image_batch, trainer, training_arguments
 
@@ -143,3 +144,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
