@@ -65,6 +65,16 @@ class StoredTensor:
             expected *= size
         return True
 
+    def pieces(self) -> Pieces:
+        """Returns it as one piece.
+
+        Raises:
+            ValueError: Its elements do not lie one after another.
+        """
+        if not self.is_contiguous:
+            raise ValueError(f"a tensor of shape {self.shape} lies in strides {self.stride}")
+        return Pieces(shape=self.shape, segments=tuple(Row([self]).take(0, self.numel)))
+
     @property
     def span(self) -> int:
         """The elements from its first to behind its last in memory."""

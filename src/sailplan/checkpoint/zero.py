@@ -158,8 +158,7 @@ def _whole(module: Mapping[str, Any], names: Iterable[str]) -> dict[str, Pieces]
     for name in names:
         tensor = module[name]
         if isinstance(tensor, StoredTensor) and tensor.is_contiguous:
-            segments = tuple(Row([tensor]).take(0, tensor.numel))
-            found[name] = Pieces(shape=tensor.shape, segments=segments)
+            found[name] = tensor.pieces()
     return found
 
 

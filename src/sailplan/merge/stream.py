@@ -62,7 +62,7 @@ def _cut(plan: TensorPlan, begin: int) -> Iterator[Chunk]:
     widest = max(ITEM_BYTES[plan.dtype], *(ITEM_BYTES[s.dtype] for s in plan.source.segments), 1)
     size = CHUNK_BYTES // widest
     if plan.delta is not None:
-        size = max(1, size // max(plan.row_elements, 1)) * plan.row_elements
+        size = max(1, size // plan.delta.columns) * plan.delta.columns
     for start in range(0, plan.source.numel, max(size, 1)):
         yield Chunk(
             plan=plan,
@@ -143,8 +143,8 @@ def compute(chunk: Chunk, reader: Reader) -> memoryview:
     plan = chunk.plan
     weight = reader.read(part_of(plan.source.segments, chunk.start, chunk.count))
     if plan.delta is not None:
-        rows = weight.view(-1, plan.row_elements)
-        weight = plan.delta.rows(rows, chunk.start // plan.row_elements).reshape(-1)
+        rows = weight.view(-1, plan.delta.columns)
+        weight = plan.delta.rows(rows, chunk.start // plan.delta.columns).reshape(-1)
     weight = weight.to(getattr(torch, plan.dtype))
     return weight.view(torch.uint8).numpy().data
 

@@ -6,7 +6,6 @@ permuting rows are all lists of segments; only adapter arithmetic is a delta.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,16 @@ class Delta(Protocol):
     def reads(self) -> Mapping[str, Pieces]:
         """The adapter's tensors that it takes, by their names in the adapter's file."""
 
+    @property
+    def columns(self) -> int:
+        """The elements of a row: what must be in memory at once, and divides the tensor's."""
+
     def rows(self, weight: torch.Tensor, start: int) -> torch.Tensor:
         """Returns rows of the merged weight.
 
         Args:
             weight: Rows of the base's weight, `[rows, columns]`, in its own dtype.
-            start: The number of the first of them.
+            start: The number of the first of them, of all rows of the tensor.
         """
 
 
@@ -57,11 +60,6 @@ class TensorPlan:
     def num_bytes(self) -> int:
         """Its bytes in the output."""
         return self.source.numel * ITEM_BYTES[self.dtype]
-
-    @property
-    def row_elements(self) -> int:
-        """The elements of one row: of all dimensions but the first."""
-        return math.prod(self.shape[1:])
 
     @property
     def is_copy(self) -> bool:
