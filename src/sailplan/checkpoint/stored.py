@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -132,6 +132,23 @@ class Pieces:
     def numel(self) -> int:
         """The elements that its shape asks for."""
         return math.prod(self.shape)
+
+
+def part_of(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
+    """Returns the segments of `count` elements from `start` on of what lies in `segments`."""
+    parts: list[Segment] = []
+    for segment in segments:
+        if count <= 0:
+            break
+        if start >= segment.count:
+            start -= segment.count
+            continue
+        taken = min(segment.count - start, count)
+        offset = segment.offset + start * ITEM_BYTES[segment.dtype]
+        part = Segment(file=segment.file, offset=offset, count=taken, dtype=segment.dtype)
+        parts.append(part)
+        start, count = 0, count - taken
+    return parts
 
 
 class Row:

@@ -47,6 +47,8 @@ class ZeroCheckpoint:
     """The same as `trained` in the dtype of the model, where it is stored whole (ZeRO-1 and 2)."""
     aliases: Mapping[str, str]
     """Names of tied parameters that are stored under another name."""
+    dtypes: Mapping[str, str]
+    """The dtype that each of them had in the model."""
 
 
 def read(folder: Path) -> ZeroCheckpoint:
@@ -80,6 +82,7 @@ def read(folder: Path) -> ZeroCheckpoint:
         kept={n: p for n, p in {**buffers, **kept}.items() if n not in aliases},
         working=working,
         aliases=aliases,
+        dtypes={n: t.dtype for n, t in module.items() if isinstance(t, StoredTensor)},
     )
 
 

@@ -62,9 +62,23 @@ class Journal:
         journal = Journal(
             folder=self.folder, key=self.key, finished={**self.finished, name: digest}
         )
-        content = {"key": journal.key, "finished": dict(journal.finished)}
-        write_atomically(self.folder / NAME, (json.dumps(content, indent=2) + "\n").encode())
+        journal.begin()
         return journal
+
+    def begin(self) -> None:
+        """Puts the journal on disk, before anything else of the merge is.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        content = {"key": self.key, "finished": dict(self.finished)}
+        try:
+            write_atomically(self.folder / NAME, (json.dumps(content, indent=2) + "\n").encode())
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.folder}: {error.strerror}",
+                todo="make room and run the same command again: finished files are kept",
+            ) from error
 
     def close(self) -> None:
         """Removes the journal: the merge is done."""

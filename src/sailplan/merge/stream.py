@@ -20,7 +20,7 @@ import torch
 import xxhash
 
 from sailplan.checkpoint import safetensors
-from sailplan.checkpoint.stored import ITEM_BYTES, Segment
+from sailplan.checkpoint.stored import ITEM_BYTES, Segment, part_of
 from sailplan.errors import CheckpointError, OutputError
 from sailplan.merge.tensor_plan import Shard, TensorPlan
 
@@ -119,23 +119,6 @@ class Reader:
             if count == 0:
                 raise CheckpointError(f"{path} became shorter while it was read")
             done += count
-
-
-def part_of(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
-    """Returns the segments of `count` elements from `start` on of what lies in `segments`."""
-    parts: list[Segment] = []
-    for segment in segments:
-        if count <= 0:
-            break
-        if start >= segment.count:
-            start -= segment.count
-            continue
-        taken = min(segment.count - start, count)
-        offset = segment.offset + start * ITEM_BYTES[segment.dtype]
-        part = Segment(file=segment.file, offset=offset, count=taken, dtype=segment.dtype)
-        parts.append(part)
-        start, count = 0, count - taken
-    return parts
 
 
 def compute(chunk: Chunk, reader: Reader) -> memoryview:

@@ -24,6 +24,7 @@ def write(
     folder: Path,
     *,
     options: Mapping[str, object] | None = None,
+    beside: Mapping[str, bytes] | None = None,
     workers: int = WORKERS,
     on_bytes: Callable[[int], object] = lambda _: None,
 ) -> dict[str, str]:
@@ -33,6 +34,7 @@ def write(
         shards: What is written, proven by `tensor_plan.prove`.
         folder: Where; made where missing. What else lies in it is left alone.
         options: What else decides about the bytes, for the journal's key.
+        beside: Other files by their paths in the folder; they are there before the weights.
         workers: Chunks at once.
         on_bytes: Told of written bytes as they come, and of those found written already.
 
@@ -53,6 +55,8 @@ def write(
     journal = Journal.open(folder, key)
     kept = {shard.name for shard in shards if _is_whole(shard, folder, journal)}
     _check_room([shard for shard in shards if shard.name not in kept], folder)
+    journal.begin()
+    _put_beside(beside or {}, folder)
     digests: dict[str, str] = {}
     with Reader() as reader, ThreadPoolExecutor(workers) as pool:
         for shard in shards:
@@ -84,6 +88,16 @@ def verify(shards: Sequence[Shard], folder: Path, digests: Mapping[str, str]) ->
                 f"{folder / shard.name} reads back otherwise than it was written",
                 todo="check the disk, and merge again into another folder",
             )
+
+
+def _put_beside(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _is_whole(shard: Shard, folder: Path, journal: Journal) -> bool:

@@ -58,7 +58,7 @@ def load_model(
     if checkpoint is not None and not run.get("use_peft"):
         name = str(checkpoint)
     config = load_config(run)
-    auto_class, model_class = _classes(config, name)
+    auto_class, model_class = classes(config, name)
     text = config.get_text_config()
     pad_id = getattr(text, "pad_token_id", None)
     no_pad = pad_id is not None and pad_id < 0
@@ -102,7 +102,7 @@ def load_model(
 def attention(run: Run) -> tuple[str, str]:
     """Returns the attention implementation that `load_model` takes, and the reason for it."""
     config = load_config(run)
-    return _attention(run, _classes(config, model_name(run))[1], _dtype(run, config))
+    return _attention(run, classes(config, model_name(run))[1], _dtype(run, config))
 
 
 def quantization_config(run: Run, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -127,7 +127,7 @@ def quantization_config(run: Run, dtype: torch.dtype) -> BitsAndBytesConfig | No
     return None
 
 
-def _classes(config: PretrainedConfig, name: str) -> tuple[Any, type[PreTrainedModel]]:
+def classes(config: PretrainedConfig, name: str) -> tuple[Any, type[PreTrainedModel]]:
     """Returns the Auto class to load with, and the class that it will make."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
