@@ -26,7 +26,7 @@ NAMES = {name_of(path) for path in MODULES}
 
 FLOORS = (
     {"errors", "__init__"},
-    {"files", "imports", "progress"},
+    {"files", "imports", "progress", "sizes"},
     {"hub"},
     {"run", "hardware", "checkpoint"},
     {"model"},
@@ -45,6 +45,7 @@ LOGIN_WING = {
     "files",
     "imports",
     "progress",
+    "sizes",
     "hub",
     "run",
     "hardware",

@@ -17,6 +17,7 @@ from sailplan.hub.revisions import commit_of
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.repositories import BUILDERS, Use, pin, uses
+from sailplan.sizes import shown_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,11 +158,3 @@ def local_names(run: Run) -> list[str]:
     names += [entry["path"] for entry in run.get("datasets") or []] or [run.get("dataset_name")]
     others = {*BUILDERS, *(use.repository.name for use in uses(run))}
     return [name for name in names if name and name not in others]
-
-
-def shown_bytes(count: int) -> str:
-    """Returns a size as people read it."""
-    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

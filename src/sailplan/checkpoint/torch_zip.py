@@ -7,11 +7,12 @@ can be read in place. Files written without zip (torch before 1.6, and DeepSpeed
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from sailplan.checkpoint.inert import InertUnpickler
 from sailplan.checkpoint.stored import ITEM_BYTES, StoredTensor
@@ -31,31 +32,68 @@ _PICKLE_ERRORS = (
 """What Python's unpickler raises on bytes that are no pickle."""
 
 
-def read(path: Path) -> Any:
+def read(path: Path, *, start: int = 0, num_bytes: int | None = None) -> Any:
     """Returns what `torch.save` wrote, each tensor as a `StoredTensor`, unknown objects inert.
 
     Tensors are not read, and no code is run.
+
+    Args:
+        path: The file.
+        start: Where in the file `torch.save` began to write, in bytes.
+        num_bytes: How much it wrote there; by default all that follows.
 
     Raises:
         CheckpointError: The file is missing, truncated, no file of torch's, or names what a
             checkpoint has no reason to call.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as whole:
+            if num_bytes is not None and start + num_bytes > path.stat().st_size:
+                raise CheckpointError(f"{path} is cut off", todo=_BROKEN)
+            part = num_bytes is not None
+            file = cast(IO[bytes], _Window(whole, start, num_bytes or 0)) if part else whole
             head = file.read(len(_LEGACY_HEAD))
             file.seek(0)
-            if head == _LEGACY_HEAD:
+            if head == _LEGACY_HEAD and not part:
                 return _read_legacy(path, file)
             if head[:2] != b"PK":
                 raise CheckpointError(f"{path} is no file that torch.save wrote", todo=_BROKEN)
-            return _read_zip(path, file)
+            return _read_zip(path, file, start)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
         raise CheckpointError(f"{path}: {error}", todo=_BROKEN) from error
 
 
-def _read_zip(path: Path, file: IO[bytes]) -> Any:
+class _Window(io.RawIOBase):
+    """A part of a file as if it were one."""
+
+    def __init__(self, file: IO[bytes], start: int, num_bytes: int) -> None:
+        self._file, self._start, self._num_bytes, self._position = file, start, num_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._num_bytes}
+        self._position = max(0, origin[whence] + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._num_bytes - self._position)
+        self._file.seek(self._start + self._position)
+        content = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._position += len(content)
+        return content
+
+
+def _read_zip(path: Path, file: IO[bytes], start: int) -> Any:
     size_bytes = path.stat().st_size
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
@@ -76,14 +114,14 @@ def _read_zip(path: Path, file: IO[bytes]) -> Any:
             name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
             offset = entry.header_offset + 30 + name_bytes + extra_bytes
             num_bytes = count * ITEM_BYTES[dtype]
-            if num_bytes > entry.file_size or offset + num_bytes > size_bytes:
+            if num_bytes > entry.file_size or start + offset + num_bytes > size_bytes:
                 raise CheckpointError(f"{path} ends within the storage {key}", todo=_BROKEN)
-            return _flat(path, offset, dtype, count)
+            return _flat(path, start + offset, dtype, count)
 
         if entries["data.pkl"].file_size > _MAX_PICKLE_BYTES:
             raise CheckpointError(f"{path} holds objects of more than {_MAX_PICKLE_BYTES} bytes")
         with archive.open(entries["data.pkl"]) as content:
-            return _load(InertUnpickler(content, locate, label=str(path)), path)
+            return load(InertUnpickler(content, locate, label=str(path)), path)
 
 
 def _read_legacy(path: Path, file: IO[bytes]) -> Any:
@@ -97,18 +135,18 @@ def _read_legacy(path: Path, file: IO[bytes]) -> Any:
         dtypes[key] = dtype
         return _flat(path, 0, dtype, count)
 
-    def load(locate: Any = nowhere) -> Any:
-        return _load(InertUnpickler(file, locate, label=str(path)), path)
+    def next_one(locate: Any = nowhere) -> Any:
+        return load(InertUnpickler(file, locate, label=str(path)), path)
 
     dtypes: dict[str, str] = {}
-    magic, protocol, system = load(), load(), load()
+    magic, protocol, system = next_one(), next_one(), next_one()
     if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
         raise CheckpointError(f"{path} is of an unknown protocol {protocol}")
     if not system.get("little_endian", True):
         raise CheckpointError(f"{path} was written on a big-endian machine")
     start = file.tell()
-    load()
-    keys = [str(key) for key in load()]
+    next_one()
+    keys = [str(key) for key in next_one()]
     position, size_bytes = file.tell(), path.stat().st_size
     places: dict[str, StoredTensor] = {}
     for key in keys:
@@ -119,10 +157,15 @@ def _read_legacy(path: Path, file: IO[bytes]) -> Any:
         if count < 0 or position > size_bytes:
             raise CheckpointError(f"{path} ends within the storage {key}", todo=_BROKEN)
     file.seek(start)
-    return load(lambda key, _dtype, _count: places[key])
+    return next_one(lambda key, _dtype, _count: places[key])
 
 
-def _load(unpickler: InertUnpickler, path: Path) -> Any:
+def load(unpickler: InertUnpickler, path: Path) -> Any:
+    """Returns what an unpickler reads.
+
+    Raises:
+        CheckpointError: It is no pickle, or a broken one.
+    """
     try:
         return unpickler.load()
     except _PICKLE_ERRORS as error:

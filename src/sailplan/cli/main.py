@@ -18,6 +18,8 @@ VERBS = {
     "train": "Fine-tunes a model as a run file says, on this machine.",
     "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
     "demo": "Does the whole loop on any machine: draws data, trains a small model, compares.",
+    "merge": "Makes one Hugging Face model of a sharded checkpoint or an adapter.",
+    "recover-adapter": "Gets the adapter out of a sharded checkpoint whose adapter file is empty.",
     "generate": "Asks a base or tuned model one question about images.",
 }
 """Each verb's help line. Verb `x` is the function `x` of `sailplan.cli.x`."""
@@ -44,13 +46,14 @@ class _Verbs(TyperGroup):
                 allowed=", ".join(VERBS),
                 todo=f"did you mean `sailplan {near[0]}`?" if near else "see `sailplan --help`",
             )
-        module = import_module(f"sailplan.cli.{cmd_name}")
+        name = cmd_name.replace("-", "_")
+        module = import_module(f"sailplan.cli.{name}")
         verb = _typer()
         verb.command(
             cmd_name,
-            help=getattr(module, cmd_name).__doc__ or VERBS[cmd_name],
+            help=getattr(module, name).__doc__ or VERBS[cmd_name],
             context_settings=getattr(module, "CONTEXT_SETTINGS", None),
-        )(getattr(module, cmd_name))
+        )(getattr(module, name))
         return typer.main.get_command(verb)
 
     @override

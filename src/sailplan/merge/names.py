@@ -99,6 +99,19 @@ def complete(
     return [replace(found[name], name=name) for name in state if name in found]
 
 
+def module_name(name: str, model: PreTrainedModel) -> str:
+    """Returns the name among the modules of a weight that an older version may have named."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    state = model.state_dict()
+    if name in state:
+        return name
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    return str(rename_source_key(name, renamings, [], model.base_model_prefix, state)[0])
+
+
 def to_hub(plans: Sequence[TensorPlan], model: PreTrainedModel) -> list[TensorPlan]:
     """Returns the weights under the names and in the shapes that `save_pretrained` would write.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,14 +122,24 @@ class Reader:
             done += count
 
 
-def compute(chunk: Chunk, reader: Reader) -> memoryview:
-    """Returns a chunk's bytes as they are written."""
+def compute(chunk: Chunk, reader: Reader, *, check_finite: bool = False) -> memoryview:
+    """Returns a chunk's bytes as they are written.
+
+    Raises:
+        CheckpointError: An input cannot be read, or a value is not finite.
+    """
     plan = chunk.plan
     weight = reader.read(part_of(plan.source.segments, chunk.start, chunk.count))
     if plan.delta is not None:
         rows = weight.view(-1, plan.delta.columns)
         weight = plan.delta.rows(rows, chunk.start // plan.delta.columns).reshape(-1)
     weight = weight.to(getattr(torch, plan.dtype))
+    if check_finite and weight.is_floating_point() and not weight.isfinite().all():
+        raise CheckpointError(
+            f"{plan.name} would hold values that are not finite",
+            todo="the training went wrong, or the dtype is too narrow: take an earlier checkpoint,"
+            " or write --dtype float32",
+        )
     return weight.view(torch.uint8).numpy().data
 
 
@@ -139,6 +150,7 @@ def write_shard(
     reader: Reader,
     pool: ThreadPoolExecutor,
     workers: int,
+    check_finite: bool = False,
     on_bytes: Callable[[int], object] = lambda _: None,
 ) -> str:
     """Writes one file, and returns its digest; the file has its name only when it is whole.
@@ -149,6 +161,7 @@ def write_shard(
         reader: Reads the inputs.
         pool: Runs the chunks.
         workers: How many of them at once.
+        check_finite: Refuse values that are not finite.
         on_bytes: Told of written bytes as they come.
 
     Raises:
@@ -161,7 +174,14 @@ def write_shard(
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             _put(descriptor, memoryview(head), 0)
-            digests = _write_chunks(descriptor, parts, reader, pool, workers, on_bytes)
+            digests = _write_chunks(
+                descriptor,
+                parts,
+                partial(compute, reader=reader, check_finite=check_finite),
+                pool,
+                workers,
+                on_bytes,
+            )
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -178,7 +198,7 @@ def write_shard(
 def _write_chunks(
     descriptor: int,
     parts: Sequence[Chunk],
-    reader: Reader,
+    content_of: Callable[[Chunk], memoryview],
     pool: ThreadPoolExecutor,
     workers: int,
     on_bytes: Callable[[int], object],
@@ -186,7 +206,7 @@ def _write_chunks(
     """Writes chunks in parallel, a few ahead at most, and returns each one's digest, in order."""
 
     def write(chunk: Chunk) -> int:
-        content = compute(chunk, reader)
+        content = content_of(chunk)
         _put(descriptor, content, chunk.offset)
         on_bytes(len(content))
         return xxhash.xxh3_64_intdigest(content)

@@ -50,6 +50,8 @@ class TensorPlan:
     """Where its elements lie, before any delta."""
     delta: Delta | None = None
     """What an adapter adds."""
+    replaced_by: tuple[str, ...] = ()
+    """The names of the adapter's tensors that stand in the place of the base's."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,7 +111,7 @@ def prove(plans: Sequence[TensorPlan], adapter: Iterable[str] = ()) -> None:
             _check_inside(segment, sizes)
     used: dict[str, str] = {}
     for plan in plans:
-        for name in plan.delta.reads if plan.delta else ():
+        for name in (*plan.replaced_by, *(plan.delta.reads if plan.delta else ())):
             if name in used:
                 raise CheckpointError(
                     f"the adapter's {name} would go into {used[name]} and {plan.name}"

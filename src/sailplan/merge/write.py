@@ -26,6 +26,7 @@ def write(
     options: Mapping[str, object] | None = None,
     beside: Mapping[str, bytes] | None = None,
     workers: int = WORKERS,
+    check_finite: bool = False,
     on_bytes: Callable[[int], object] = lambda _: None,
 ) -> dict[str, str]:
     """Writes a model's weights into `folder`, going on where a killed merge stopped.
@@ -36,6 +37,7 @@ def write(
         options: What else decides about the bytes, for the journal's key.
         beside: Other files by their paths in the folder; they are there before the weights.
         workers: Chunks at once.
+        check_finite: Refuse values that are not finite.
         on_bytes: Told of written bytes as they come, and of those found written already.
 
     Returns:
@@ -65,7 +67,13 @@ def write(
                 on_bytes(shard.num_bytes)
                 continue
             digests[shard.name] = write_shard(
-                shard, folder, reader=reader, pool=pool, workers=workers, on_bytes=on_bytes
+                shard,
+                folder,
+                reader=reader,
+                pool=pool,
+                workers=workers,
+                check_finite=check_finite,
+                on_bytes=on_bytes,
             )
             journal = journal.with_file(shard.name, digests[shard.name])
     if len(shards) > 1:

@@ -1,0 +1,309 @@
+"""A merge from end to end: what a path is, the proven plan of the output, then the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sailplan.checkpoint import adapter_folder, hub_folder
+from sailplan.checkpoint.adapter_folder import AdapterFolder
+from sailplan.errors import CheckpointError, OutputError
+from sailplan.merge import journal, write
+from sailplan.merge.companions import CONFIG, companions
+from sailplan.merge.read import cast, read
+from sailplan.merge.recover import adapter_of, recovered
+from sailplan.merge.source import Source, base_of, recognise
+from sailplan.merge.tensor_plan import Shard, TensorPlan, prove, shard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sailplan.merge.adapter import Applied
+
+DEFAULT_SHARD_BYTES = 5 * 1000**3
+"""transformers' own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a user may choose about a merge."""
+
+    adapter: Path | None = None
+    """An adapter that goes on top of a model."""
+    base: str | None = None
+    """The base of an adapter, where it is not the one that its config names."""
+    dtype: str | None = None
+    """What weights are written in; by default what the model was trained in."""
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    """The most bytes of a file."""
+    names: Literal["hub", "module"] = "hub"
+    """Names as in published files, or as of the modules."""
+    base_precision: Literal["16bit", "dequantized"] = "16bit"
+    """Of a QLoRA adapter: the base as published, or as it was quantised for training."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A merge that is planned and proven; nothing is written yet."""
+
+    source: Source
+    """What is merged."""
+    base: Source | None = None
+    """The base of an adapter."""
+    adapter: AdapterFolder | None = None
+    """The adapter."""
+    model: PreTrainedModel | None = None
+    """The model, on the meta device."""
+    modules: Sequence[TensorPlan] = ()
+    """The weights under the names of the modules."""
+    shards: Sequence[Shard]
+    """The files."""
+    companions: Mapping[str, bytes]
+    """What stands beside them."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """What else decides about the bytes."""
+    notes: Sequence[str] = ()
+    """What a user should know."""
+
+    @property
+    def plans(self) -> list[TensorPlan]:
+        """The tensors of the output."""
+        return [plan for file in self.shards for plan in file.tensors]
+
+    @property
+    def read_bytes(self) -> int:
+        """The bytes that are read of the inputs."""
+        pieces = [plan.source for plan in self.plans]
+        if self.adapter:
+            pieces += self.adapter.tensors.values()
+        return sum(segment.num_bytes for piece in pieces for segment in piece.segments)
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the output's weights."""
+        return sum(file.num_bytes for file in self.shards)
+
+
+def prepare(path: Path, options: Options | None = None) -> Job:
+    """Plans a merge and proves it complete; writes nothing.
+
+    Args:
+        path: A run directory, a checkpoint, a model or an adapter.
+        options: What is wanted.
+
+    Raises:
+        CheckpointError: The path is none of these, or something is missing or broken.
+        ModelError: The base is missing, or no model of a known architecture.
+    """
+    from sailplan.merge.names import module_name, to_hub, to_modules
+    from sailplan.model.skeleton import skeleton
+
+    wanted = options or Options()
+    source, notes = recognise(path)
+    if source.kind == "model" and source.sharded and wanted.dtype == "float32":
+        source = source.sharded  # the master weights
+    tuned, base = _adapter_and_base(source, wanted)
+    weights = base or source
+    home = _home_of_config(weights, wanted)
+    model = skeleton(home, trust_remote_code=wanted.trust_remote_code)
+    plans = to_modules(read(weights, None if tuned else wanted.dtype), model)
+    changes: dict[str, Any] = {}
+    if tuned is not None:
+        from sailplan.merge.adapter import apply
+
+        plans = [cast(plan, wanted.dtype) for plan in plans]
+        applied = apply(tuned, plans, model, module_name=lambda name: module_name(name, model))
+        plans = list(applied.plans)
+        prove(plans, tuned.tensors)
+        changes = _changes(applied, model)
+        notes += [
+            f"{name} is no longer tied: the adapter changed one of two" for name in applied.untied
+        ]
+    else:
+        prove(plans)
+    made = to_hub(plans, model) if wanted.names == "hub" else plans
+    prove(made)
+    homes = [source.home, source.home.parent, *([base.home] if base else []), home]
+    return Job(
+        source=source,
+        base=base,
+        adapter=tuned,
+        model=model,
+        modules=plans,
+        shards=shard(made, wanted.max_shard_bytes),
+        companions=companions(homes, made, architecture=type(model).__name__, changes=changes),
+        options={"adapter": json.dumps(tuned.config, sort_keys=True) if tuned else ""},
+        notes=notes,
+    )
+
+
+def prepare_adapter(path: Path, dtype: str | None = None) -> Job:
+    """Plans how an adapter comes out of a sharded checkpoint.
+
+    Args:
+        path: A run directory, a `checkpoint-N`, or the sharded folder itself.
+        dtype: What it is written in; by default what it was trained in.
+
+    Raises:
+        CheckpointError: There is no sharded checkpoint, or no adapter in it.
+    """
+    source, notes = recognise(path)
+    sharded = source if source.kind in ("zero", "dcp") else source.sharded
+    if sharded is None:
+        raise CheckpointError(
+            f"{source} has no sharded checkpoint beside it",
+            allowed="a checkpoint-N with a global_stepN or pytorch_model_fsdp folder",
+        )
+    file, beside = recovered(sharded, dtype)
+    prove(file.tensors)
+    return Job(source=sharded, shards=[file], companions=beside, notes=notes)
+
+
+def carry_out(
+    job: Job,
+    output: Path,
+    *,
+    workers: int = write.WORKERS,
+    force: bool = False,
+    check_finite: bool = True,
+    on_bytes: Callable[[int], object] = lambda _: None,
+) -> dict[str, str]:
+    """Writes what is planned, or goes on where the same merge was killed.
+
+    Args:
+        job: The plan.
+        output: The folder; made where missing.
+        workers: Chunks at once.
+        force: Write over a model that is there, and begin anew where another merge was not
+            finished.
+        check_finite: Refuse values that are not finite.
+        on_bytes: Told of written bytes as they come.
+
+    Returns:
+        The digest of each file of weights by its name.
+
+    Raises:
+        CheckpointError: An input cannot be read.
+        OutputError: The folder cannot be written, or holds something else.
+    """
+    check_output(job, output, force=force)
+    if force:
+        (output / journal.NAME).unlink(missing_ok=True)
+    digests = write.write(
+        job.shards,
+        output,
+        options=job.options,
+        workers=workers,
+        check_finite=check_finite,
+        on_bytes=on_bytes,
+        beside=job.companions,
+    )
+    if force:
+        _remove_older_weights(job, output)
+    return digests
+
+
+def check_output(job: Job, output: Path, *, force: bool = False) -> None:
+    """Refuses an output folder that holds a model already, or is where inputs lie.
+
+    Raises:
+        OutputError: It is one of these, or a file.
+    """
+    try:
+        home = output.expanduser().resolve()
+        there = output.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "the links go in a circle"
+        raise OutputError(f"cannot write {output}: {reason}") from error
+    if there and not output.is_dir():
+        raise OutputError(f"{output} is a file", allowed="a folder")
+    inputs = {job.source.folder, job.source.home}
+    if job.base:
+        inputs.add(job.base.folder)
+    if job.adapter:
+        inputs.add(job.adapter.folder)
+    if home in {folder.resolve() for folder in inputs}:
+        raise OutputError(f"{output} is an input", todo="choose another output folder")
+    if force or not there or (output / journal.NAME).is_file():
+        return
+    held = [file.name for file in job.shards if (output / file.name).exists()]
+    if hub_folder.is_model(output) or held:
+        raise OutputError(
+            f"{output} holds a model already", todo="choose another folder, or write --force"
+        )
+
+
+def _adapter_and_base(
+    source: Source, wanted: Options
+) -> tuple[AdapterFolder | None, Source | None]:
+    """Returns the adapter and the base that belongs to it; None for both of a whole model."""
+    if wanted.adapter is not None:
+        if source.is_adapter:
+            raise CheckpointError(
+                f"{source} is an adapter itself",
+                allowed="--adapter on top of a whole model",
+                todo="merge the first one, then the second one into its result",
+            )
+        tuned, _ = recognise(wanted.adapter)
+        if not tuned.is_adapter:
+            raise CheckpointError(f"--adapter: {tuned} is no adapter")
+        return _read_adapter(tuned), source
+    if not source.is_adapter:
+        return None, None
+    adapter = _read_adapter(source)
+    folder = base_of(source, wanted.base, trust_remote_code=wanted.trust_remote_code)
+    base, _ = recognise(folder)
+    if base.is_adapter:
+        raise CheckpointError(
+            f"the base {folder} is an adapter itself",
+            todo="merge that one first, and name the result: --base",
+        )
+    return adapter, base
+
+
+def _changes(applied: Applied, model: PreTrainedModel) -> dict[str, Any]:
+    """Returns what an adapter changes in the config: ties, and the size of the vocabulary."""
+    changes: dict[str, Any] = {}
+    if applied.untied:
+        changes["tie_word_embeddings"] = False
+    own = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is own)
+    rows = next(plan.shape[0] for plan in applied.plans if plan.name == f"{name}.weight")
+    if rows != own.num_embeddings:
+        changes["vocab_size"] = rows
+    return changes
+
+
+def _read_adapter(source: Source) -> AdapterFolder:
+    if source.kind == "adapter":
+        return adapter_folder.read(source.folder)
+    return adapter_of(source)
+
+
+def _home_of_config(weights: Source, wanted: Options) -> Path:
+    """Returns the folder that has the model's config."""
+    if (weights.home / CONFIG).is_file():
+        return weights.home
+    if (weights.home.parent / CONFIG).is_file():  # a run's own folder, above its checkpoints
+        return weights.home.parent
+    if wanted.base is not None:
+        return base_of(weights, wanted.base, trust_remote_code=wanted.trust_remote_code)
+    raise CheckpointError(
+        f"{weights.home} has no {CONFIG}",
+        todo="copy the model's config.json there, or name the model that was trained: --base",
+    )
+
+
+def _remove_older_weights(job: Job, output: Path) -> None:
+    """Takes away files of weights that the new index does not list."""
+    own = {file.name for file in job.shards}
+    if len(job.shards) == 1:
+        (output / hub_folder.INDEX).unlink(missing_ok=True)
+    for path in output.glob("model*.safetensors"):
+        if path.name not in own:
+            path.unlink()
