@@ -53,15 +53,15 @@ def write_and_tell(
     """
     import torch
 
-    from sailplan.merge import job as room
     from sailplan.merge import verify as look
+    from sailplan.merge.output import carry_out
     from sailplan.merge.write import WORKERS
 
     _say_sources(job)
     torch.set_num_threads(1)  # the workers are the threads
     start = time.monotonic()
     with track_bytes("writing", total=job.num_bytes) as advance:
-        digests = room.carry_out(
+        digests = carry_out(
             job,
             output,
             workers=workers or WORKERS,

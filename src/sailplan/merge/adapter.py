@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sailplan.checkpoint.adapter_folder import AdapterFolder
 from sailplan.checkpoint.stored import Pieces
 from sailplan.errors import CheckpointError
-from sailplan.merge.adapter_kinds import check_kind
-from sailplan.merge.lora import AddedBias, Convolution, Experts, LowRank, Tokens
+from sailplan.merge.adapter_settings import (
+    check_kind,
+    scaling,
+    targeted_parameters,
+    token_indices,
+)
+from sailplan.merge.lora import AddedBias, Convolution, Experts, LowRank, Tokens, grown
 from sailplan.merge.tensor_plan import Delta, TensorPlan
 
 if TYPE_CHECKING:
@@ -129,7 +133,7 @@ class _Work:
             added = AddedBias(
                 reads=self._reads(parts["lora_B.bias"]),
                 bias=self.adapter.tensors[parts["lora_B.bias"]],
-                scaling=self._scaling(module),
+                scaling=scaling(self.adapter.config, module),
             )
             self._put(replace(bias, delta=added))
             names.remove(parts["lora_B.bias"])
@@ -171,9 +175,9 @@ class _Work:
         parts: Mapping[str, str],
     ) -> Delta:
         own = type(self._module(module)).__name__
-        scaling = self._scaling(module)
+        factor = scaling(self.adapter.config, module)
         if len(plan.shape) > 2:
-            return Convolution(reads=reads, a=a, b=b, scaling=scaling, shape=plan.shape)
+            return Convolution(reads=reads, a=a, b=b, scaling=factor, shape=plan.shape)
         is_embedding = "lora_embedding_A" in parts
         transposed = is_embedding or own == "Conv1D"
         magnitude = parts.get("lora_magnitude_vector")
@@ -189,7 +193,7 @@ class _Work:
             reads=reads,
             a=a,
             b=b,
-            scaling=scaling,
+            scaling=factor,
             transposed=transposed,
             rounded=plan.dtype if is_embedding else None,
             magnitude=self.adapter.tensors[magnitude] if magnitude else None,
@@ -216,16 +220,16 @@ class _Work:
         # The first one was wrapped first, so it is the innermost.
         parameter = found[wrapped - 1 - depth]
         plan = self._weight(f"{module}.{parameter}", next(iter(reads)))
-        scaling = self._scaling(f"{module}.{parameter}")
+        factor = scaling(self.adapter.config, f"{module}.{parameter}")
         if len(plan.shape) == 2:
-            made: Delta = LowRank(reads=reads, a=a, b=b, scaling=scaling, rounded=plan.dtype)
+            made: Delta = LowRank(reads=reads, a=a, b=b, scaling=factor, rounded=plan.dtype)
         else:
             experts, rows, columns = plan.shape
             made = Experts(
                 reads=reads,
                 a=a,
                 b=b,
-                scaling=scaling,
+                scaling=factor,
                 shape=(experts, rows, columns),
                 transposed=bool(getattr(own, "is_transposed", False)),
                 rounded=plan.dtype,
@@ -234,11 +238,7 @@ class _Work:
 
     def _tokens(self, module: str, name: str) -> None:
         plan = self._weight(f"{module}.weight", name)
-        indices = self.adapter.config.get("trainable_token_indices") or []
-        if isinstance(indices, Mapping):
-            ends = [key for key in indices if f".{module}".endswith(f".{key}")]
-            # Of a head that is tied, PEFT names the embedding alone.
-            indices = indices[ends[0]] if ends else next(iter(indices.values()), [])
+        indices = token_indices(self.adapter.config, module)
         trained = self.adapter.tensors[name]
         if len(indices) != trained.shape[0]:
             raise CheckpointError(
@@ -246,9 +246,9 @@ class _Work:
                 f"name {len(indices)}",
                 todo="check adapter_config.json",
             )
-        grown = _grown(plan, max(indices) + 1, set(indices))
+        larger = grown(plan, max(indices) + 1, set(indices))
         delta = Tokens(reads=self._reads(name), trained=trained, indices=tuple(indices))
-        self._put(replace(grown, delta=delta), with_tied=True)
+        self._put(replace(larger, delta=delta), with_tied=True)
 
     def _weight(self, name: str, asked_by: str) -> TensorPlan:
         """Returns the plan of a weight that a tensor of the adapter belongs to."""
@@ -281,52 +281,5 @@ class _Work:
     def _reads(self, *names: str) -> dict[str, Pieces]:
         return {name: self.adapter.tensors[name] for name in names}
 
-    def _scaling(self, module: str) -> float:
-        config = self.adapter.config
-        rank = _by_pattern(config.get("rank_pattern") or {}, module, config["r"])
-        alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
-        return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
-
-
-def targeted_parameters(config: Mapping[str, Any], name: str, module: nn.Module) -> list[str]:
-    """Returns which of a module's own parameters PEFT wraps by themselves, in their order.
-
-    Args:
-        config: PEFT's settings, with `target_parameters`.
-        name: The module's name.
-        module: The module.
-    """
-    wanted = config.get("target_parameters") or ()
-    return [
-        parameter
-        for parameter, _ in module.named_parameters(recurse=False)
-        if any(f".{name}.{parameter}".endswith(f".{target}") for target in wanted)
-    ]
-
 
 _BY_PEFT = "merge it with PEFT's own merge_and_unload"
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Returns the first value whose pattern matches the end of a name, as PEFT looks it up."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _grown(plan: TensorPlan, rows: int, trained: set[int]) -> TensorPlan:
-    """Returns an embedding with rows for added tokens, which the adapter brings."""
-    missing = rows - plan.shape[0]
-    if missing <= 0:
-        return plan
-    left = sorted(set(range(plan.shape[0], rows)) - trained)
-    if left:
-        raise CheckpointError(
-            f"the adapter has no rows for {len(left)} added tokens, such as {left[0]}",
-            todo="train it again with all of them",
-        )
-    segments = plan.source.segments
-    one = replace(segments[0], count=plan.shape[1])  # is replaced, as all new rows are
-    source = Pieces(shape=(rows, *plan.shape[1:]), segments=(*segments, *[one] * missing))
-    return replace(plan, source=source)

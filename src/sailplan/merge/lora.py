@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
 from sailplan.checkpoint.stored import Pieces
+from sailplan.errors import CheckpointError
 from sailplan.merge.stream import Reader
+from sailplan.merge.tensor_plan import TensorPlan
 
 _FEWEST_ROWS = 64
 _IN_MEMORY = 4
@@ -195,6 +197,27 @@ class Tokens:
         for place, row in here:
             merged[row - start] = trained[place]
         return merged
+
+
+def grown(plan: TensorPlan, rows: int, trained: set[int]) -> TensorPlan:
+    """Returns an embedding with rows for added tokens, which the adapter brings.
+
+    Raises:
+        CheckpointError: It does not bring all of them.
+    """
+    missing = rows - plan.shape[0]
+    if missing <= 0:
+        return plan
+    left = sorted(set(range(plan.shape[0], rows)) - trained)
+    if left:
+        raise CheckpointError(
+            f"the adapter has no rows for {len(left)} added tokens, such as {left[0]}",
+            todo="train it again with all of them",
+        )
+    segments = plan.source.segments
+    one = replace(segments[0], count=plan.shape[1])  # is replaced, as all new rows are
+    source = Pieces(shape=(rows, *plan.shape[1:]), segments=(*segments, *[one] * missing))
+    return replace(plan, source=source)
 
 
 def _widened(start: int, end: int, size: int) -> tuple[int, int]:

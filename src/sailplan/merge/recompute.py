@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sailplan.merge.adapter import targeted_parameters
+from sailplan.merge.adapter_settings import targeted_parameters
 
 if TYPE_CHECKING:
     import torch

@@ -1,11 +1,16 @@
-"""Which adapters can be merged, and why the others cannot."""
+"""What an adapter's settings say: whether it can be merged, and how its parts are weighed."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 _MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -60,3 +65,49 @@ def check_kind(config: Mapping[str, Any]) -> None:
     for field in ("r", "lora_alpha"):
         if not isinstance(config.get(field), int | float) or not config[field]:
             raise CheckpointError(f"adapter_config.json: {field} is {config.get(field)!r}")
+
+
+def scaling(config: Mapping[str, Any], name: str) -> float:
+    """Returns what the product of an adapter's matrices is multiplied with.
+
+    Args:
+        config: PEFT's settings.
+        name: The module's name, or the parameter's where it is wrapped by itself.
+    """
+    rank = _by_pattern(config.get("rank_pattern") or {}, name, config["r"])
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"])
+    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def targeted_parameters(config: Mapping[str, Any], name: str, module: nn.Module) -> list[str]:
+    """Returns which of a module's own parameters PEFT wraps by themselves, in their order.
+
+    Args:
+        config: PEFT's settings, with `target_parameters`.
+        name: The module's name.
+        module: The module.
+    """
+    wanted = config.get("target_parameters") or ()
+    return [
+        parameter
+        for parameter, _ in module.named_parameters(recurse=False)
+        if any(f".{name}.{parameter}".endswith(f".{target}") for target in wanted)
+    ]
+
+
+def token_indices(config: Mapping[str, Any], module: str) -> list[int]:
+    """Returns which rows of an embedding were trained by themselves; the settings alone say it."""
+    indices = config.get("trainable_token_indices") or []
+    if isinstance(indices, Mapping):
+        ends = [key for key in indices if f".{module}".endswith(f".{key}")]
+        # Of a head that is tied, PEFT names the embedding alone.
+        indices = indices[ends[0]] if ends else next(iter(indices.values()), [])
+    return [int(index) for index in indices]
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """Returns the first value whose pattern matches the end of a name, as PEFT looks it up."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
