@@ -88,7 +88,9 @@ def merge(
 
     from sailplan.cli.tables import show_plan, write_and_tell
     from sailplan.merge.job import Options, prepare
+    from sailplan.train.say import calm_libraries
 
+    calm_libraries()
     options = Options(
         adapter=adapter,
         base=base,
@@ -100,7 +102,7 @@ def merge(
     )
     job: Job = prepare(path, options)
     if dry_run:
-        show_plan(job, output)
+        show_plan(job, output, force=force)
         return
     write_and_tell(job, output, verify=cast("Level", verify), workers=workers, force=force)
 

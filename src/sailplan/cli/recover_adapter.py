@@ -32,6 +32,8 @@ def recover_adapter(
 
     from sailplan.cli.tables import write_and_tell
     from sailplan.merge.job import prepare_adapter
+    from sailplan.train.say import calm_libraries
 
+    calm_libraries()
     job = prepare_adapter(path, None if dtype == "auto" else dtype)
     write_and_tell(job, output, verify="none", force=force)

@@ -20,8 +20,15 @@ _SHOWN_FILES = 12
 """Of more files than that, the middle ones are counted."""
 
 
-def show_plan(job: Job, output: Path) -> None:
-    """Prints what would be written."""
+def show_plan(job: Job, output: Path, *, force: bool = False) -> None:
+    """Prints what would be written.
+
+    Raises:
+        OutputError: The folder is not one to write to.
+    """
+    from sailplan.merge.output import check_output
+
+    check_output(job, output, force=force)
     _say_sources(job)
     print(f"would write {shown_bytes(job.num_bytes)} into {output}:")
     table = _table("file", "tensors", "size", "first tensor")
@@ -120,4 +127,6 @@ def _print(table: Table) -> None:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
-    console.print(table, width=None if console.is_terminal else 120)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,11 @@ def recompute(
     config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
     if not alone:
         config.target_parameters = None
-    tuned: Any = get_peft_model(_within(path, leaf), config)
-    set_peft_model_state_dict(tuned, lora)
-    merged = tuned.merge_and_unload().get_submodule(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about patterns of other modules, and the base's name
+        tuned: Any = get_peft_model(_within(path, leaf), config)
+        set_peft_model_state_dict(tuned, lora)
+        merged = tuned.merge_and_unload().get_submodule(path)
     found: torch.Tensor = getattr(merged, parameter).data
     return found
 
