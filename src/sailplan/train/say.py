@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 
 
 def say(*lines: str) -> None:
@@ -26,9 +27,9 @@ def calm_libraries() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     if not sys.stderr.isatty():
+        # What is imported already has read these.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from datasets.utils.logging import disable_progress_bar as disable_datasets_bar
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        disable_datasets_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        for library in ("transformers", "datasets"):
+            if library in sys.modules:
+                import_module(f"{library}.utils.logging").disable_progress_bar()
