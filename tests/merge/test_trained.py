@@ -57,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str],
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Trained:
-    """`trained(strategy, world_size, case)` is a case's folder; one launch trains all of its own."""
+    """`trained(strategy, world_size, case)` is a case's folder; a launch trains several."""
 
     @cache
     def launched(strategy: str, world_size: int) -> Path:

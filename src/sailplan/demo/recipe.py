@@ -112,6 +112,11 @@ class Files:
         """The adapter that the second step saves."""
         return self.folder / "qlora"
 
+    @property
+    def merged(self) -> Path:
+        """Both in one model."""
+        return self.folder / "merged"
+
 
 def write_run_files(files: Files) -> None:
     """Writes the run files of both steps; their paths are absolute, so they run from anywhere."""

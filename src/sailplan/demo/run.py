@@ -68,10 +68,14 @@ def run_demo(folder: Path, *, seed: int = 0) -> None:
     start = time.monotonic()
     _train(files.qlora_run)
     qlora = _measure("then QLoRA × 1", files.qlora_output, held_out, since=start, load_in_4bit=True)
+    start = time.monotonic()
+    _merge(files.qlora_output, files.merged)
+    merged = _measure("merged", files.merged, held_out, since=start)
 
-    _print_table((base, full, qlora))
+    _print_table((base, full, qlora, merged))
     check_aim(full, "description")
     check_aim(qlora, "listing")
+    check_aim(merged, "listing")
 
 
 def _empty(folder: Path) -> Path:
@@ -114,6 +118,17 @@ def _train(run_file: Path) -> Launch:
     return launch
 
 
+def _merge(adapter: Path, output: Path) -> None:
+    """Makes one model of an adapter and its base, as `sailplan merge` does."""
+    from sailplan.merge.job import prepare
+    from sailplan.merge.output import carry_out
+    from sailplan.merge.verify import verify
+
+    _say(f"merging: sailplan merge {adapter} --output {output}")
+    job = prepare(adapter)
+    verify(job, output, carry_out(job, output), "sample")
+
+
 def _measure(
     name: str, model: Path, held_out: HeldOut, *, since: float, load_in_4bit: bool = False
 ) -> Step:
@@ -142,8 +157,9 @@ def _print_table(steps: Sequence[Step]) -> None:
         table.add_row(step.name, *scores, f"{step.seconds:.0f}")
     Console().print(table)
     print(
-        "full learns to write the description, QLoRA the listing. Shuffled: each product has "
-        f"another's picture,\nwhich leaves a model that looks to chance, {CHANCE:.1%}."
+        "full learns to write the description, QLoRA the listing, and merged is both in one model. "
+        "Shuffled: each\nproduct has another's picture, which leaves a model that looks to chance, "
+        f"{CHANCE:.1%}."
     )
 
 

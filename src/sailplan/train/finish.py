@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,10 @@ def _sharded(folder: Path) -> str:
     """Says how the shards become a model, where the host had no room for the whole."""
     if not (folder / "zero_to_fp32.py").is_file():
         raise CheckpointError(f"{folder} holds no weights")
+    merge = shlex.join(["sailplan", "merge", str(folder), "--output", str(folder / "merged")])
     return (
-        f"saved in shards to {folder}, since the host has no room for the whole model; merge them "
-        f"on a larger machine: python {folder / 'zero_to_fp32.py'} {folder} {folder / 'merged'} "
-        "--safe_serialization"
+        f"saved in shards to {folder}, since the host has no room for the whole model; merge them, "
+        f"which takes little memory: {merge}"
     )
 
 
