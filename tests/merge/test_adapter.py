@@ -71,7 +71,7 @@ def linear(**settings: Any) -> LoraConfig:
 
 
 KINDS: dict[str, tuple[Any, LoraConfig]] = {
-    "plain": (LLAMA, linear(lora_alpha=7)),
+    "plain": (LLAMA, linear(lora_alpha=7, task_type="CAUSAL_LM")),
     "all linear": (LLAMA, LoraConfig(target_modules="all-linear", r=3, lora_alpha=16)),
     "rslora": (LLAMA, linear(use_rslora=True)),
     "patterns": (

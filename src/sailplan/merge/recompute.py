@@ -45,7 +45,7 @@ def recompute(
     config: Any = LoraConfig.from_pretrained(adapter)
     alone = targeted_parameters({"target_parameters": config.target_parameters}, path, leaf)
     config.target_modules = [] if alone else [path]
-    config.modules_to_save = config.trainable_token_indices = None
+    config.task_type = config.modules_to_save = config.trainable_token_indices = None
     config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
     if not alone:
         config.target_parameters = None
