@@ -64,9 +64,8 @@ class LowRank:
         else:
             low, high = _widened(start, end, b.shape[0])
             product = b[low:high] @ a
-        product = product[start - low : end - low]
-        product = _rounded(product * self.scaling, self.rounded)
-        merged = weight.float() + product
+        product = product[start - low : end - low].mul_(self.scaling)
+        merged = _rounded(product, self.rounded).add_(weight)
         if self.magnitude is None:
             return merged
         factor: torch.Tensor = _read(self.magnitude)[start:end] / torch.linalg.norm(merged, dim=1)
@@ -116,8 +115,8 @@ class Experts:
                 product = b[low:high, :, expert] @ a[expert]
             products.append(product[row - low : last - low])
             first += last - row
-        product = _rounded(torch.cat(products) * self.scaling, self.rounded)
-        return weight.float() + product
+        product = torch.cat(products).mul_(self.scaling)
+        return _rounded(product, self.rounded).add_(weight)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,10 @@ from sailplan.merge.tensor_plan import Shard, TensorPlan
 
 CHUNK_BYTES = 4 << 20
 """Of the input or the output, whichever is larger, that is in memory at once in each thread."""
+ADAPTED_CHUNK_BYTES = 1 << 20
+"""The same where an adapter is added: its float32 intermediates stay in the processor's caches."""
+_READ_AHEAD = 16
+"""Chunks that the system is told of before they are read."""
 
 PART_SUFFIX = ".part"
 """The end of the name of a file that is being written."""
@@ -60,8 +64,9 @@ def chunks(shard: Shard) -> tuple[bytes, list[Chunk]]:
 
 def _cut(plan: TensorPlan, begin: int) -> Iterator[Chunk]:
     """Cuts a tensor into chunks, of whole rows where an adapter is added to it."""
+    most = CHUNK_BYTES if plan.delta is None else min(CHUNK_BYTES, ADAPTED_CHUNK_BYTES)
     widest = max(ITEM_BYTES[plan.dtype], *(ITEM_BYTES[s.dtype] for s in plan.source.segments), 1)
-    size = CHUNK_BYTES // widest
+    size = most // widest
     if plan.delta is not None:
         size = max(1, size // plan.delta.columns) * plan.delta.columns
     for start in range(0, plan.source.numel, max(size, 1)):
@@ -79,6 +84,7 @@ class Reader:
     def __init__(self) -> None:
         self._stack, self._lock = ExitStack(), threading.Lock()
         self._descriptors: dict[Path, int] = {}
+        self._local = threading.local()
 
     def __enter__(self) -> Reader:
         return self
@@ -102,16 +108,41 @@ class Reader:
                 self._descriptors[path] = descriptor
             return self._descriptors[path]
 
-    def read(self, segments: Sequence[Segment]) -> torch.Tensor:
-        """Returns the elements of segments of one dtype, `[elements]`."""
-        buffer = bytearray(sum(segment.num_bytes for segment in segments))
+    def read(self, segments: Sequence[Segment], *, reuse: bool = False) -> torch.Tensor:
+        """Returns the elements of segments of one dtype, `[elements]`.
+
+        Args:
+            segments: Where they lie.
+            reuse: Read into this thread's own buffer: they stay until its next such call.
+        """
+        num_bytes = sum(segment.num_bytes for segment in segments)
+        buffer = self._own_buffer(num_bytes) if reuse else bytearray(num_bytes)
         view, position = memoryview(buffer), 0
         for segment in segments:
             part = view[position : position + segment.num_bytes]
             self._fill(segment.file, segment.offset, part)
             position += segment.num_bytes
         dtype = getattr(torch, segments[0].dtype)
-        return torch.frombuffer(buffer, dtype=dtype) if buffer else torch.empty(0, dtype=dtype)
+        if not num_bytes:
+            return torch.empty(0, dtype=dtype)
+        count = sum(segment.count for segment in segments)
+        return torch.frombuffer(buffer, dtype=dtype, count=count)
+
+    def announce(self, segments: Sequence[Segment]) -> None:
+        """Tells the system what will be read soon."""
+        for segment in segments:
+            os.posix_fadvise(
+                self.descriptor(segment.file),
+                segment.offset,
+                segment.num_bytes,
+                os.POSIX_FADV_WILLNEED,
+            )
+
+    def _own_buffer(self, num_bytes: int) -> bytearray:
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < num_bytes:
+            buffer = self._local.buffer = bytearray(num_bytes)
+        return buffer
 
     def _fill(self, path: Path, offset: int, view: memoryview) -> None:
         done = 0
@@ -129,7 +160,7 @@ def compute(chunk: Chunk, reader: Reader, *, check_finite: bool = False) -> memo
         CheckpointError: An input cannot be read, or a value is not finite.
     """
     plan = chunk.plan
-    weight = reader.read(part_of(plan.source.segments, chunk.start, chunk.count))
+    weight = reader.read(part_of(plan.source.segments, chunk.start, chunk.count), reuse=True)
     if plan.delta is not None:
         rows = weight.view(-1, plan.delta.columns)
         weight = plan.delta.rows(rows, chunk.start // plan.delta.columns).reshape(-1)
@@ -177,6 +208,7 @@ def write_shard(
             digests = _write_chunks(
                 descriptor,
                 parts,
+                reader,
                 partial(compute, reader=reader, check_finite=check_finite),
                 pool,
                 workers,
@@ -198,6 +230,7 @@ def write_shard(
 def _write_chunks(
     descriptor: int,
     parts: Sequence[Chunk],
+    reader: Reader,
     content_of: Callable[[Chunk], memoryview],
     pool: ThreadPoolExecutor,
     workers: int,
@@ -208,6 +241,8 @@ def _write_chunks(
     def write(chunk: Chunk) -> int:
         content = content_of(chunk)
         _put(descriptor, content, chunk.offset)
+        # It begins to write them to the disk, so that the sync at the end is short.
+        os.posix_fadvise(descriptor, chunk.offset, len(content), os.POSIX_FADV_DONTNEED)
         on_bytes(len(content))
         return xxhash.xxh3_64_intdigest(content)
 
@@ -215,6 +250,9 @@ def _write_chunks(
     running: dict[Future[int], int] = {}
     try:
         for number, chunk in enumerate(parts):
+            for ahead in parts[number + _READ_AHEAD : number + _READ_AHEAD + 1]:
+                segments = ahead.plan.source.segments
+                reader.announce(part_of(segments, ahead.start, ahead.count))
             if len(running) >= 2 * workers:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 digests |= {running.pop(future): future.result() for future in done}
