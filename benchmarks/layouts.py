@@ -1,4 +1,4 @@
-"""Large checkpoints in the exact layouts of DeepSpeed, FSDP, transformers and PEFT, made quickly."""
+"""Large checkpoints in the exact layouts of DeepSpeed, FSDP, transformers and PEFT, made fast."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def fsdp(folder: Path, model: LlamaConfig) -> Path:
 
     home = folder / "checkpoint-1"
     model.save_pretrained(home)
-    state = {name: tensor for name, tensor in _weights(model)}
+    state = dict(_weights(model))
     writer = dcp.FileSystemWriter(home / "pytorch_model_fsdp_0", thread_count=RANKS)
     dcp.save({"model": state}, storage_writer=writer)
     return home

@@ -144,6 +144,7 @@ class Growth(threading.Thread):
         return self
 
     def run(self) -> None:
+        """Looks until the block ends."""
         while not self.done.wait(0.005):
             self.peak = max(self.peak, self.now())
 
@@ -154,6 +155,7 @@ class Growth(threading.Thread):
 
     @staticmethod
     def now() -> int:
+        """Returns the bytes of anonymous memory."""
         status = Path("/proc/self/status").read_text()
         return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
@@ -179,7 +181,9 @@ def ours(tool: str) -> Callable[[Path, Path], None]:
     from sailplan.merge import adapter, names, output, verify
     from sailplan.merge.job import Options, prepare
 
-    assert transformers and adapter and names
+    assert transformers
+    assert adapter
+    assert names
     if "sample" in tool:  # what verification needs of the libraries
         import peft
 

@@ -26,8 +26,9 @@ from sailplan.checkpoint import adapter_folder, hub_folder
 from sailplan.errors import CheckpointError
 from sailplan.merge import stream
 from sailplan.merge.adapter import Applied, apply
+from sailplan.merge.reader import Reader
 from sailplan.merge.recompute import recompute
-from sailplan.merge.stream import Reader, compute
+from sailplan.merge.stream import compute
 from sailplan.merge.tensor_plan import Shard, TensorPlan, prove
 
 LLAMA = LlamaConfig(

@@ -16,7 +16,7 @@ import torch
 
 from sailplan.checkpoint.stored import Pieces
 from sailplan.errors import CheckpointError
-from sailplan.merge.stream import Reader
+from sailplan.merge.reader import Reader
 from sailplan.merge.tensor_plan import TensorPlan
 
 _FEWEST_ROWS = 64

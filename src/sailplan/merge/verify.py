@@ -20,7 +20,7 @@ from sailplan.checkpoint import hub_folder, safetensors
 from sailplan.checkpoint.stored import part_of
 from sailplan.errors import CheckpointError
 from sailplan.merge import write
-from sailplan.merge.stream import Reader
+from sailplan.merge.reader import Reader
 from sailplan.merge.tensor_plan import Shard, TensorPlan
 
 if TYPE_CHECKING:

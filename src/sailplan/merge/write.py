@@ -12,7 +12,8 @@ from sailplan.checkpoint.hub_folder import INDEX
 from sailplan.errors import CheckpointError, OutputError
 from sailplan.files import write_atomically
 from sailplan.merge.journal import Journal, key_of
-from sailplan.merge.stream import PART_SUFFIX, Reader, read_back, sync_folder, write_shard
+from sailplan.merge.reader import Reader
+from sailplan.merge.stream import PART_SUFFIX, read_back, sync_folder, write_shard
 from sailplan.merge.tensor_plan import Shard
 
 WORKERS = 2
