@@ -20,6 +20,7 @@ VERBS = {
     "demo": "Does the whole loop on any machine: draws data, trains a small model, compares.",
     "merge": "Makes one Hugging Face model of a sharded checkpoint or an adapter.",
     "recover-adapter": "Gets the adapter out of a sharded checkpoint whose adapter file is empty.",
+    "export": "Writes a model in another form: Meta's layout, quantised, or in smaller files.",
     "generate": "Asks a base or tuned model one question about images.",
 }
 """Each verb's help line. Verb `x` is the function `x` of `sailplan.cli.x`."""

@@ -1,0 +1,1 @@
+"""Merged models in other forms than Hugging Face's 16-bit folders."""
