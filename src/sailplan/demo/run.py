@@ -157,9 +157,9 @@ def _print_table(steps: Sequence[Step]) -> None:
         table.add_row(step.name, *scores, f"{step.seconds:.0f}")
     Console().print(table)
     print(
-        "full learns to write the description, QLoRA the listing, and merged is both in one model. "
-        "Shuffled: each\nproduct has another's picture, which leaves a model that looks to chance, "
-        f"{CHANCE:.1%}."
+        "full learns to write the description, then QLoRA the listing; merged is that in one "
+        "model.\nShuffled: each product has another's picture, which leaves a model that looks to "
+        f"chance, {CHANCE:.1%}."
     )
 
 

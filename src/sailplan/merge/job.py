@@ -109,6 +109,7 @@ def prepare(path: Path, options: Options | None = None) -> Job:
     tuned, base = _adapter_and_base(source, wanted)
     weights = base or source
     home = _home_of_config(weights, wanted)
+    _refuse_quantised(home)
     model = skeleton(home, trust_remote_code=wanted.trust_remote_code)
     plans = to_modules(read(weights, None if tuned else wanted.dtype), model)
     changes: dict[str, Any] = {}
@@ -118,6 +119,13 @@ def prepare(path: Path, options: Options | None = None) -> Job:
         plans = [cast(plan, wanted.dtype) for plan in plans]
         applied = apply(tuned, plans, model, module_name=lambda name: module_name(name, model))
         plans = list(applied.plans)
+        if wanted.base_precision == "dequantized":
+            from sailplan.merge.dequantize import dequantised, error_against_adapter, settings_of
+
+            other = skeleton(home, trust_remote_code=wanted.trust_remote_code)
+            plans = dequantised(plans, other, settings_of(source.home))
+            share = error_against_adapter(plans)
+            notes.append(f"quantising the base changed it {share:.2f} times as much as the adapter")
         prove(plans, tuned.tensors)
         changes = _changes(applied, model)
         notes += [
@@ -136,7 +144,10 @@ def prepare(path: Path, options: Options | None = None) -> Job:
         modules=plans,
         shards=shard(made, wanted.max_shard_bytes),
         companions=companions(homes, made, architecture=type(model).__name__, changes=changes),
-        options={"adapter": json.dumps(tuned.config, sort_keys=True) if tuned else ""},
+        options={
+            "adapter": json.dumps(tuned.config, sort_keys=True) if tuned else "",
+            "base_precision": wanted.base_precision,
+        },
         notes=notes,
     )
 
@@ -208,6 +219,18 @@ def _read_adapter(source: Source) -> AdapterFolder:
     if source.kind == "adapter":
         return adapter_folder.read(source.folder)
     return adapter_of(source)
+
+
+def _refuse_quantised(home: Path) -> None:
+    """Refuses weights that are stored quantised: they are no longer numbers of a dtype."""
+    config = json.loads((home / CONFIG).read_text(encoding="utf-8"))
+    settings = config.get("quantization_config") if isinstance(config, dict) else None
+    if settings:
+        kind = settings.get("quant_method", "somehow")
+        raise CheckpointError(
+            f"{home} is stored quantised ({kind})",
+            todo="name the 16-bit model that it was made of: --base",
+        )
 
 
 def _home_of_config(weights: Source, wanted: Options) -> Path:
