@@ -92,7 +92,7 @@ def seen_by(layer: Any) -> torch.Tensor:
 def test_base_is_what_bitsandbytes_computes_with(
     tmp_path: Path, base: Path, adapter: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "ADAPTED_CHUNK_BYTES", 128 * 16 * 2)
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 128 * 16 * 2)
     run = write_run(adapter, base, RUNS[kind])
     config = quantization_config(run, torch.bfloat16)
     loaded = AutoModelForCausalLM.from_pretrained(

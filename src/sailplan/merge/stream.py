@@ -24,10 +24,11 @@ from sailplan.errors import CheckpointError, OutputError
 from sailplan.merge.reader import Reader
 from sailplan.merge.tensor_plan import Shard, TensorPlan
 
-CHUNK_BYTES = 4 << 20
-"""Of the input or the output, whichever is larger, that is in memory at once in each thread."""
-ADAPTED_CHUNK_BYTES = 1 << 20
-"""The same where an adapter is added: its float32 intermediates stay in the processor's caches."""
+CHUNK_BYTES = 1 << 20
+"""Of the input or the output, whichever is larger, that is in memory at once in each thread.
+
+So much, and what is computed from it, stays in the processor's caches.
+"""
 _READ_AHEAD = 16
 """Chunks that the system is told of before they are read."""
 
@@ -63,9 +64,8 @@ def chunks(shard: Shard) -> tuple[bytes, list[Chunk]]:
 
 def _cut(plan: TensorPlan, begin: int) -> Iterator[Chunk]:
     """Cuts a tensor into chunks, of whole rows where an adapter is added to it."""
-    most = CHUNK_BYTES if plan.delta is None else min(CHUNK_BYTES, ADAPTED_CHUNK_BYTES)
     widest = max(ITEM_BYTES[plan.dtype], *(ITEM_BYTES[s.dtype] for s in plan.source.segments), 1)
-    size = most // widest
+    size = CHUNK_BYTES // widest
     if plan.delta is not None:
         size = max(1, size // plan.delta.columns) * plan.delta.columns
     for start in range(0, plan.source.numel, max(size, 1)):

@@ -1,0 +1,159 @@
+"""`sailplan merge`, `recover-adapter` and `export` as a user calls them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText, LlamaConfig
+
+from benchmarks import layouts
+from sailplan.checkpoint import safetensors
+
+
+def sailplan(*arguments: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "sailplan", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_model: Callable[[str], Path]) -> Path:
+    """A trained adapter of the tiny Qwen2-VL, which names its base."""
+    base = AutoModelForImageTextToText.from_pretrained(tiny_model("qwen2_vl"))
+    tuned = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_merge_tells_what_came_out(tmp_path: Path, adapter: Path) -> None:
+    code, out, err = sailplan("merge", adapter, "--output", tmp_path / "out", "--verify", "full")
+
+    assert code == 0, err
+    assert not err
+    for line in (
+        rf"^adapter {adapter}$",
+        r"tensors +58 in 1 files",
+        r"written +1\.[67] MB",
+        r"verified .* 2 of 2 targets changed, 58 tensors recomputed bit for bit",
+        r"peak memory +\d",
+        rf"^merged into {tmp_path / 'out'}$",
+    ):
+        assert re.search(line, out, re.MULTILINE), (line, out)
+    _, info = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+
+
+def test_adapter_that_does_nothing_is_an_error(tmp_path: Path, adapter: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    save_file({n: torch.zeros_like(t) for n, t in load_file(path).items()}, path)
+    code, _, err = sailplan("merge", adapter, "-o", tmp_path / "out")
+    assert code == 9
+    assert re.fullmatch(r"error: the adapter changes none of its 2 weights: .*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--dtype", "int8"], 2, "error: --dtype int8; allowed: auto, float32, bfloat16, float16"),
+        (["--max-shard-size", "much"], 2, "error: --max-shard-size much; allowed: a size such as"),
+        (["--base", "/no/such"], 3, "error: there is no model folder /no/such"),
+        (["--adapter", "."], 9, "is an adapter itself; allowed: --adapter on top of a whole model"),
+    ],
+)
+def test_mistake_ends_in_one_line(
+    tmp_path: Path, adapter: Path, arguments: list[str], code: int, message: str
+) -> None:
+    found, _, err = sailplan("merge", adapter, "--output", tmp_path / "out", *arguments)
+    assert found == code
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def llama_13b(folder: Path) -> Path:
+    """The 13B of the article in float16; its 26 GB are a hole in the file."""
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        tie_word_embeddings=False,
+        dtype="float16",
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(folder)
+    shapes = {name: ("float16", shape) for name, shape in layouts.shapes(config).items()}
+    head, begins = safetensors.layout(shapes)
+    last = max(begins, key=lambda name: begins[name])
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(head)
+        file.truncate(begins[last] + 2 * torch.Size(shapes[last][1]).numel())
+    return folder
+
+
+@pytest.mark.parametrize(("size", "files"), [("400MB", 82), ("2GB", 14)])
+def test_dry_run_plans_the_articles_shards(tmp_path: Path, size: str, files: int) -> None:
+    model = llama_13b(tmp_path / "model")
+    code, out, err = sailplan(
+        "merge", model, "--output", tmp_path / "out", "--max-shard-size", size, "--dry-run"
+    )
+    assert code == 0, err
+    assert f"model-00001-of-{files:05d}.safetensors" in out
+    assert f"{files} files, 363 tensors, and config.json" in out
+    assert f"… {files - 12} more" in out
+    assert "would write 26.0 GB" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_writes_each_format(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    model = tiny_model("llama")
+    for kind, name in (
+        ("hf", "model.safetensors.index.json"),
+        ("meta", "consolidated.00.pth"),
+        ("bnb-4bit", "model.safetensors"),
+    ):
+        arguments = ["--max-shard-size", "100kB"] if kind == "hf" else []
+        output = tmp_path / kind
+        code, out, err = sailplan("export", model, "--format", kind, "--output", output, *arguments)
+        assert code == 0, err
+        assert (output / name).is_file()
+        assert str(output) in out
+    code, _, err = sailplan("export", model, "--format", "gguf", "--output", tmp_path / "x")
+    assert code == 2
+    assert err == "error: --format gguf; allowed: hf, meta, bnb-4bit, bnb-8bit\n"
+
+
+def test_recovering_needs_a_sharded_checkpoint(tmp_path: Path, adapter: Path) -> None:
+    code, _, err = sailplan("recover-adapter", adapter, "--output", tmp_path / "out")
+    assert code == 9
+    assert "has no sharded checkpoint beside it" in err
+
+
+def test_run_directory_falls_back_to_its_last_whole_checkpoint(
+    tmp_path: Path, adapter: Path
+) -> None:
+    for step in (10, 9, 100):
+        shutil.copytree(adapter, tmp_path / "all" / f"checkpoint-{step}")
+    broken = tmp_path / "all" / "checkpoint-100" / "adapter_model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    code, out, err = sailplan("merge", tmp_path / "all", "-o", tmp_path / "out", "--dry-run")
+    assert code == 0, err
+    assert f"adapter {tmp_path / 'all' / 'checkpoint-10'}\n" in out
+    assert "note: checkpoint-100 was passed over: " in out
