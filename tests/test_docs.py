@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from sailplan.cli.main import app
+from sailplan.cli.main import VERBS, app
 from sailplan.data.archives import SUFFIXES
 from sailplan.data.images import FORMATS, PIXEL_LIMIT
 from sailplan.data.local import BUILDERS
@@ -197,7 +197,9 @@ OTHER_NAMES = {
     ids=lambda page: page.name,
 )
 def test_options_in_the_prose_are_options_of_today(page: Path) -> None:
-    today = {*field_table(), *accelerate_flags(), *OTHER_NAMES}
+    group: Any = typer.main.get_command(app)
+    verbs = {option.name for verb in VERBS for option in group.get_command(None, verb).params}
+    today = {*field_table(), *accelerate_flags(), *OTHER_NAMES, *verbs}
     for paragraph in prose(page).split("\n\n"):
         known = today | (legacy_names() if "lder name" in paragraph else set())
         for span in re.findall(r"`([^`]+)`", paragraph):
