@@ -186,7 +186,14 @@ OTHER_NAMES = {
     *("image_url", "input_text", "input_image", "tool_calls", "function_call", "reasoning_content"),
     *("save_to_disk", "configs", "from_pretrained"),  # of datasets and transformers
     *("pytorch_model_fsdp_0", "zero_to_fp32", "fan_in_fan_out", "lora_bias", "target_parameters"),
-    *("trainable_token_indices", "multiple_of", "ffn_dim_multiplier", "n_kv_heads", "rope_theta"),
+    *(
+        "modules_to_save",
+        "trainable_token_indices",
+        "multiple_of",
+        "ffn_dim_multiplier",
+        "n_kv_heads",
+        "rope_theta",
+    ),
     *(f"eval_{metric}" for metric in METRICS),
 }
 
