@@ -40,6 +40,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/launch_overhead.py
+	$(BIN)/python benchmarks/merge.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

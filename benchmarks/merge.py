@@ -7,7 +7,7 @@ merge-weights, an adapter onto its base against PEFT's merge_and_unload. Besides
 of the output's bytes, and reading the inputs' bytes plus writing the output's. Imports are timed
 apart. Memory is the growth of anonymous memory after the imports.
 
-    python benchmarks/merge.py [--gb 2] [--repetitions 3] [--folder DIR] [--json FILE]
+    python benchmarks/merge.py [--gb 2] [--repetitions 3] [--merge NAME] [--folder DIR] [--json FILE]
 
 Prints a table; exits with 1 where an aim is missed.
 """
@@ -51,25 +51,29 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="where the files lie (default: a temporary one)"
     )
+    parser.add_argument("--merge", choices=list(MERGES), help="this one alone")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return work(*options.worker)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        rows = measure(Path(folder), options.gb, options.repetitions)
+        wanted = [options.merge] if options.merge else list(MERGES)
+        rows = measure(Path(folder), options.gb, options.repetitions, wanted)
     missed = show(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
     return 1 if missed else 0
 
 
-def measure(folder: Path, gigabytes: float, repetitions: int) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, gigabytes: float, repetitions: int, wanted: list[str]
+) -> list[dict[str, Any]]:
     """Returns a row for each merge, tool and state of the cache."""
     inputs = make_inputs(folder, gigabytes)
     rows: list[dict[str, Any]] = []
-    for merge, tools in MERGES.items():
-        source = inputs[merge]
+    for merge in wanted:
+        tools, source = MERGES[merge], inputs[merge]
         for cold in (False, True):
             times: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
             if cold:

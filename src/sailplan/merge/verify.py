@@ -33,7 +33,7 @@ Recompute = Callable[[], torch.Tensor | None]
 
 SAMPLE = 8
 """Tensors that are computed once more where not all are."""
-_SMALL_BYTES = 64 << 20
+_SMALL_BYTES = 16 << 20
 """Of the tensors that a sample is taken from: it holds two or three copies of one."""
 _AT_ONCE = 1 << 20
 """Elements."""
@@ -148,7 +148,10 @@ def _recomputations(job: Job, level: Level) -> list[tuple[str, Recompute]]:
     ways = [*_copies(job), *_by_peft(job)]
     if level == "full":
         return [(plan.name, way) for plan, way in ways]
+    ways.sort(key=lambda way: way[0].num_bytes)
     small = [(plan.name, way) for plan, way in ways if plan.num_bytes <= _SMALL_BYTES]
+    if not small:
+        return [(plan.name, way) for plan, way in ways[:1]]
     return random.Random(len(small)).sample(small, min(SAMPLE, len(small)))  # noqa: S311
 
 
