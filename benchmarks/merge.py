@@ -7,7 +7,7 @@ merge-weights, an adapter onto its base against PEFT's merge_and_unload. Besides
 of the output's bytes, and reading the inputs' bytes plus writing the output's. Imports are timed
 apart. Memory is the growth of anonymous memory after the imports.
 
-    python benchmarks/merge.py [--gb 2] [--repetitions 3] [--merge NAME] [--folder DIR] [--json FILE]
+    python benchmarks/merge.py [--gb 2] [--repetitions 3] [--merge NAME] [--json FILE]
 
 Prints a table; exits with 1 where an aim is missed.
 """

@@ -185,7 +185,14 @@ OTHER_NAMES = {
     *chain(*OPTIM_ARGS.values()),
     *("image_url", "input_text", "input_image", "tool_calls", "function_call", "reasoning_content"),
     *("save_to_disk", "configs", "from_pretrained"),  # of datasets and transformers
-    *("pytorch_model_fsdp_0", "zero_to_fp32", "fan_in_fan_out", "lora_bias", "target_parameters"),
+    *(
+        "pytorch_model_fsdp_0",
+        "zero_to_fp32",
+        "merge_and_unload",
+        "fan_in_fan_out",
+        "lora_bias",
+        "target_parameters",
+    ),
     *(
         "modules_to_save",
         "trainable_token_indices",
