@@ -141,3 +141,16 @@ def test_help_answers_in_a_third_of_a_second() -> None:
         )
         times.append(time.perf_counter() - start)
     assert min(times) < 0.3
+
+
+def test_checkpoints_and_merging_import_no_training_library() -> None:
+    rooms = ("checkpoint", "merge")
+    wanted = [name_of(path) for path in MODULES if room_of(name_of(path)) in rooms]
+    program = (
+        "import importlib, json, sys\n"
+        "for name in sys.argv[2:]: importlib.import_module(name)\n"
+        "print(json.dumps([name for name in json.loads(sys.argv[1]) if name in sys.modules]))"
+    )
+    heavy = ["deepspeed", "trl", "peft", "transformers", "accelerate"]
+    assert len(wanted) > 25
+    assert json.loads(run_python(program, json.dumps(heavy), *wanted)) == []

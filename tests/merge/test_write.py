@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,57 +82,10 @@ def test_size_of_chunks_does_not_change_a_byte(
     assert contents(tmp_path / "large") == contents(tmp_path / "small")
 
 
-KILLED = """
-import os, sys, signal
-from pathlib import Path
-from sailplan.merge import stream
-from sailplan.merge.write import write
-from tests.merge.test_write import shards_of
-stream.CHUNK_BYTES = 2000
-shards = shards_of(Path(sys.argv[1]), 50_000)
-real, left = os.pwrite, [0]
-def pwrite(*arguments):
-    left[0] -= 1
-    if left[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
-os.pwrite = pwrite
-for writes in map(int, sys.stdin):
-    left[0] = writes
-    child = os.fork()
-    if not child:
-        write(shards, Path(sys.argv[2]))
-        os._exit(0)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
 @pytest.fixture
 def undisturbed(tmp_path: Path, model: Path) -> dict[str, bytes]:
     write(shards_of(model, 50_000), tmp_path / "undisturbed")
     return contents(tmp_path / "undisturbed")
-
-
-def test_killed_merge_goes_on_to_the_same_bytes(
-    tmp_path: Path, model: Path, undisturbed: dict[str, bytes]
-) -> None:
-    chance = random.Random(0)
-    writes = [chance.randrange(1, 60) for _ in range(50)]
-    command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "out")]
-    done = subprocess.run(
-        command,
-        input="".join(f"{count}\n" for count in [*writes, 10**6]),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-
-    statuses = [int(line) for line in done.stdout.split()]
-    assert statuses.count(signal.SIGKILL) >= 5
-    assert set(statuses) == {0, signal.SIGKILL}
-    assert contents(tmp_path / "out") == undisturbed
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
 class PowerLost(BaseException):
