@@ -26,12 +26,12 @@ NAMES = {name_of(path) for path in MODULES}
 
 FLOORS = (
     {"errors", "__init__"},
-    {"files", "imports", "progress", "sizes"},
+    {"files", "imports", "progress", "sizes", "terminal"},
     {"hub"},
     {"run", "hardware", "checkpoint"},
     {"model"},
     {"data", "merge"},
-    {"evaluate", "plan", "report", "export"},
+    {"evaluate", "inspect", "plan", "report", "export"},
     {"launcher", "train", "fetch"},
     {"supervise", "demo"},
     {"preflight"},
@@ -46,6 +46,7 @@ LOGIN_WING = {
     "imports",
     "progress",
     "sizes",
+    "terminal",
     "hub",
     "run",
     "hardware",

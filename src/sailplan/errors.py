@@ -37,9 +37,20 @@ class ModelError(SailplanError):
 
 
 class DataError(SailplanError):
-    """A data source, a row or an image is wrong."""
+    """A data source, a row or an image is wrong.
+
+    Args:
+        got: What was found, in one clause.
+        allowed: What would have been accepted.
+        todo: What to do next.
+        kind: The stable name under which `sailplan inspect` counts rows that are wrong so.
+    """
 
     exit_code = 4
+
+    def __init__(self, got: str, *, allowed: str = "", todo: str = "", kind: str = "") -> None:
+        super().__init__(got, allowed=allowed, todo=todo)
+        self.kind = kind
 
 
 class HardwareError(SailplanError):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sailplan.terminal import harmless
+
 if TYPE_CHECKING:
     from sailplan.evaluate.generate import Question
-
-_TEXT_DIRECTION = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""They make a terminal show words in another order than they are in (Unicode TR 9)."""
 
 
 def generate(
@@ -101,12 +99,7 @@ def _question(prompt: str, files: list[Path], system: str | None) -> Question:
 
 def _write(text: str) -> None:
     """Prints a model's words without what could steer the terminal."""
-    safe = "".join("\ufffd" if _steers(letter) else letter for letter in text)
+    safe = harmless(text)
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(safe.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
-
-
-def _steers(letter: str) -> bool:
-    is_control = unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t"
-    return is_control or letter in _TEXT_DIRECTION

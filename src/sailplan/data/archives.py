@@ -58,7 +58,11 @@ def read(inside: Inside) -> bytes:
     label = f"{inside.archive}/{inside.member}"
     size = members(inside.archive).get(inside.member)
     if size is None:
-        raise DataError(f"{inside.archive} holds no {inside.member}", todo="check the path")
+        raise DataError(
+            f"{inside.archive} holds no {inside.member}",
+            todo="check the path",
+            kind="image-missing",
+        )
     if size > MEMBER_LIMIT_BYTES:
         raise DataError(f"{label} has {size} bytes", allowed=f"at most {MEMBER_LIMIT_BYTES}")
     try:

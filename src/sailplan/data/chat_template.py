@@ -94,7 +94,9 @@ class ChatTemplate:
                 0
             ]
         except (TemplateError, TypeError) as error:
-            raise DataError(f"the chat template refuses this conversation: {error}") from error
+            raise DataError(
+                f"the chat template refuses this conversation: {error}", kind="template-refuses"
+            ) from error
 
     def render_marked(
         self, messages: Sequence[Message]
@@ -122,6 +124,7 @@ class ChatTemplate:
                     raise DataError(
                         f"the chat template shows no {key}, which the row has",
                         todo="train a model whose template does, or leave such rows out",
+                        kind="template-refuses",
                     )
 
     def _render(

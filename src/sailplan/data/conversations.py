@@ -138,7 +138,11 @@ def _plain(prompt: str, completion: str, images: list[ImageReference]) -> Sample
             todo="write prompt and completion as messages, or use dataset_format: template",
         )
     if not completion:
-        raise DataError("column 'completion' is empty", todo="drop the row or fill the column")
+        raise DataError(
+            "column 'completion' is empty",
+            todo="drop the row or fill the column",
+            kind="empty-answer",
+        )
     segments = [Segment(text=prompt, trained=False), Segment(text=completion, trained=True)]
     return Sample(messages=[], segments=segments, images=[])
 

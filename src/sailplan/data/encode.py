@@ -77,8 +77,8 @@ class Encoder:
                 f"{type(self._tokenizer).__name__} gives no character offsets",
                 todo="save the model with a fast tokenizer (tokenizer.json)",
             )
-        self._untrained_ids = family.untrained_token_ids(processor)
-        self._endings = Endings.of(processor, self._untrained_ids)
+        self.untrained_ids = family.untrained_token_ids(processor)
+        self.endings = Endings.of(processor, self.untrained_ids)
         self._template: ChatTemplate | None = None
 
     @classmethod
@@ -115,7 +115,7 @@ class Encoder:
                 chat template refuses it.
             ModelError: The model has no chat template, or lacks embeddings for its own tokens.
         """
-        marked = self._mark(sample)
+        marked = self.mark(sample)
         text, spans, images = self.expander.expand(marked.text, marked.spans, sizes)
         ids, offsets = self._tokenize(text, is_chat=bool(sample["messages"]))
         labels = label_tokens(
@@ -124,10 +124,14 @@ class Encoder:
             text,
             spans,
             untrained_spans=images,
-            untrained_ids=self._untrained_ids,
+            untrained_ids=self.untrained_ids,
         )
         if not any(label != UNTRAINED for label in labels):
-            raise DataError("nothing in it is trained on", todo="drop the row or add an answer")
+            raise DataError(
+                "nothing in it is trained on",
+                todo="drop the row or add an answer",
+                kind="nothing-trained",
+            )
         self._check_vocabulary(ids)
         if self.truncate and self.max_length is not None and len(ids) > self.max_length:
             ids, labels = self._cut(ids, labels, self.max_length)
@@ -141,7 +145,7 @@ class Encoder:
             sailplan.__version__,
             transformers.__version__,
             PINNED_DATE.isoformat(),
-            repr((self.family.name, self.family.vocabulary_size, sorted(self._untrained_ids))),
+            repr((self.family.name, self.family.vocabulary_size, sorted(self.untrained_ids))),
             repr((self.everything, self.truncate, self.max_length)),
             tokenizer.backend_tokenizer.to_str(),
             repr(sorted(tokenizer.special_tokens_map.items())),
@@ -153,12 +157,18 @@ class Encoder:
             digest.update(b"\0")
         return str(digest.hexdigest())
 
-    def _mark(self, sample: Sample) -> Marked:
+    def mark(self, sample: Sample) -> Marked:
+        """Returns the sample as text with what is trained of it, its images still placeholders.
+
+        Raises:
+            DataError: The chat template refuses it, or it has no answer.
+            ModelError: The model has no chat template.
+        """
         if sample["messages"]:
             return mark_conversation(
-                sample["messages"], self.template, self._endings, everything=self.everything
+                sample["messages"], self.template, self.endings, everything=self.everything
             )
-        return mark_segments(sample["segments"], self._endings, everything=self.everything)
+        return mark_segments(sample["segments"], self.endings, everything=self.everything)
 
     def _tokenize(self, text: str, *, is_chat: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokenises as the model is prompted later.
@@ -173,6 +183,7 @@ class Encoder:
             raise DataError(
                 f"its text holds half a character ({text[error.start]!r}), which is no Unicode",
                 todo="write the text as UTF-8",
+                kind="broken-text",
             ) from None
         bos = tokenizer.bos_token
         begun = bos is not None and text.startswith(bos)
@@ -196,7 +207,7 @@ class Encoder:
 
     def _check_vocabulary(self, ids: Sequence[int]) -> None:
         largest = max(ids)
-        if largest >= self.family.vocabulary_size and largest not in self._untrained_ids:
+        if largest >= self.family.vocabulary_size and largest not in self.untrained_ids:
             raise ModelError(
                 f"token {self._tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, "
                 f"beyond the model's {self.family.vocabulary_size} embeddings",
@@ -205,7 +216,7 @@ class Encoder:
 
     def _cut(self, ids: list[int], labels: list[int], limit: int) -> tuple[list[int], list[int]]:
         """Cuts text off the end, but no image and not all that is trained; else cuts nothing."""
-        last_image = max((i for i, t in enumerate(ids) if t in self._untrained_ids), default=-1)
+        last_image = max((i for i, t in enumerate(ids) if t in self.untrained_ids), default=-1)
         if last_image >= limit or all(label == UNTRAINED for label in labels[:limit]):
             return ids, labels
         return ids[:limit], labels[:limit]

@@ -114,6 +114,7 @@ class ImageOpener:
             f"image {label} has too many pixels",
             allowed=f"at most {self.pixel_limit:,}",
             todo="scale it down",
+            kind="image-refused",
         )
 
     def _source(self, reference: ImageReference, entry: int) -> Path | io.BytesIO:
@@ -128,7 +129,9 @@ class ImageOpener:
             return io.BytesIO(fetch(path, self.allowed_hosts))
         if separator:
             raise DataError(
-                f"image {_short(path)} is no path", allowed="paths, and http(s) where allowed"
+                f"image {_short(path)} is no path",
+                allowed="paths, and http(s) where allowed",
+                kind="image-refused",
             )
         return _inside(self.entry_roots[entry] if self.entry_roots else self.root, path)
 
@@ -152,20 +155,26 @@ def image_opener(run: Run, rows: Rows) -> ImageOpener:
 def _inside(root: Path | None, path: str) -> Path | io.BytesIO:
     label = _short(path)
     if root is None:
-        raise DataError(f"image {label} has no folder to be in", todo="set image_root")
+        raise DataError(
+            f"image {label} has no folder to be in", todo="set image_root", kind="image-missing"
+        )
     try:
         real = (root / path).resolve()
         found = real.is_file()
     except (OSError, ValueError) as error:
-        raise DataError(f"image {label} is no usable path") from error
+        raise DataError(f"image {label} is no usable path", kind="image-missing") from error
     if not real.is_relative_to(root):
         allowed = f"files under {root}"
-        raise DataError(f"image {label} lies outside image_root", allowed=allowed)
+        raise DataError(
+            f"image {label} lies outside image_root", allowed=allowed, kind="image-refused"
+        )
     within = None if found else archives.split(real)
     if within is not None:
         return io.BytesIO(archives.read(within))
     if not found:
-        raise DataError(f"image {label} is missing", todo=f"looked for it in {root}")
+        raise DataError(
+            f"image {label} is missing", todo=f"looked for it in {root}", kind="image-missing"
+        )
     return real
 
 

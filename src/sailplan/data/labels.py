@@ -100,7 +100,9 @@ def mark_conversation(
     """
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
-        raise DataError("the conversation has no assistant turn", todo="drop the row")
+        raise DataError(
+            "the conversation has no assistant turn", todo="drop the row", kind="no-answer"
+        )
     found = _by_markers(messages, turns, template) or _by_prefixes(messages, turns, template)
     if found is None:
         if everything:

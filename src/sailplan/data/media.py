@@ -78,7 +78,8 @@ class ImageExpander:
                 )
             except ValueError as error:
                 raise DataError(
-                    f"the model takes no image of {size[0]}×{size[1]} pixels: {error}"
+                    f"the model takes no image of {size[0]}×{size[1]} pixels: {error}",
+                    kind="image-size",
                 ) from error
             self._check_count(size, replacements[0])
             if len(self._known) >= _MAX_KNOWN_SIZES:
@@ -93,6 +94,7 @@ class ImageExpander:
                 f"the model takes no image of {size[0]}×{size[1]} pixels: {self._family.name} "
                 f"cannot read one of less than {fewest} tokens",
                 todo="scale it up, or drop the row",
+                kind="image-size",
             )
 
     def expand(
@@ -117,6 +119,7 @@ class ImageExpander:
                 raise DataError(
                     f"a row with images for {self._family.name}, which sees none",
                     todo="train a vision-language model, or leave the image columns out",
+                    kind="images-unseen",
                 )
             return text, list(spans), []
         count = text.count(token)
@@ -124,6 +127,7 @@ class ImageExpander:
             raise DataError(
                 f"{count} image placeholders {token} in the text for {len(sizes)} images",
                 todo=f"leave {token} out of the texts: images are placed by their parts",
+                kind="placeholder-mismatch",
             )
         replacements = [self.replacement(size, among_others=len(sizes) > 1) for size in sizes]
         (expanded,), (found,) = self._processor.get_text_with_replacements([text], replacements)

@@ -60,9 +60,13 @@ class Alpaca:
         """
         pieces = self.with_input if row.get("input") else self.without_input
         prompt = "".join(as_text(row, p.text) if p.is_field else p.text for p in pieces)
-        output = as_text(row, "output")
+        output = as_text(row, "output", kind="empty-answer")
         if not output:
-            raise DataError("column 'output' is empty", todo="drop the row or fill the column")
+            raise DataError(
+                "column 'output' is empty",
+                todo="drop the row or fill the column",
+                kind="empty-answer",
+            )
         segments = [Segment(text=prompt, trained=False), Segment(text=output, trained=True)]
         return Sample(messages=[], segments=segments, images=[])
 
@@ -90,9 +94,11 @@ class Text:
         Raises:
             DataError: The text is empty.
         """
-        text = as_text(row, self.column)
+        text = as_text(row, self.column, kind="empty-answer")
         if not text:
-            raise DataError(f"column {self.column!r} is empty", todo="drop the row")
+            raise DataError(
+                f"column {self.column!r} is empty", todo="drop the row", kind="empty-answer"
+            )
         return Sample(messages=[], segments=[Segment(text=text, trained=True)], images=[])
 
     def images(self, row: Mapping[str, Any]) -> list[ImageReference]:  # noqa: ARG002  as Format

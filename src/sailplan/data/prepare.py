@@ -18,14 +18,12 @@ from sailplan.data.encode import Encoder
 from sailplan.data.encode_row import RowEncoder, StreamedRow
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
+from sailplan.data.lengths import within_length
 from sailplan.data.mixture import Entry, place
 from sailplan.data.sources import Rows
 from sailplan.data.streaming import EncodedStream, Stream
 from sailplan.errors import DataError
 from sailplan.progress import PLAIN_LINE_EVERY_S
-
-MAX_DROPPED = 0.01
-"""The part of the rows that may be dropped for their length without `over_length: drop`."""
 
 _IDS = datasets.List(datasets.Value("int32"))
 _FEATURES = datasets.Features(
@@ -91,8 +89,8 @@ def prepare(
             if encoder.family.cross_attention and state.num_processes > 1:
                 _refuse_mixed(name, encoded, encoder.family.name)
             if name == "train":
-                notes.append(_what_is_trained(encoded, encoder))
-            encoded, dropped = _within_length(
+                notes.append(what_is_trained(Counter(encoded["method"]), encoder))
+            encoded, dropped = within_length(
                 name, encoded, encoder.max_length, run.get("over_length"), rows
             )
             notes += dropped
@@ -198,48 +196,25 @@ def _encode(
     return encoded
 
 
-def _what_is_trained(encoded: datasets.Dataset, encoder: Encoder) -> str:
-    methods = Counter(encoded["method"])
+def what_is_trained(methods: Mapping[str, int], encoder: Encoder) -> str:
+    """Says what is trained of the rows.
+
+    Args:
+        methods: How often each way of finding it was taken.
+        encoder: The encoder of the run.
+    """
     if encoder.everything:
         what = "all text is trained"
     elif methods.keys() == {"segments"}:
         what = "answers and their end of text are trained, prompts are not"
     else:
         what = "the assistant's words and their end of turn are trained"
-    if methods["last turn"]:
+    if methods.get("last turn"):
         what += (
             f"; of {methods['last turn']} conversations only the last answer, since the chat "
             "template renders earlier ones otherwise than the model would be asked for them"
         )
     return f"{what}; never images and padding"
-
-
-def _within_length(
-    split: str,
-    encoded: datasets.Dataset,
-    limit: int | None,
-    over_length: str | None,
-    rows: Rows,
-) -> tuple[datasets.Dataset, list[str]]:
-    """Drops rows that are too long, and says so."""
-    lengths = np.asarray(encoded.with_format("numpy")["length"][:])
-    fitting = np.flatnonzero(lengths <= (limit or np.inf))
-    count = len(lengths) - len(fitting)
-    if not count:
-        return encoded, []
-    got = (
-        f"{count} of {len(lengths)} {split} rows are longer than {limit} tokens (max_length), "
-        f"the longest has {lengths.max()}"
-    )
-    ways = "raise max_length, lower max_pixels, or write over_length: drop or truncate_text"
-    if over_length == "fail":
-        first = rows.numbers[split][int(np.flatnonzero(lengths > (limit or 0))[0])]
-        raise DataError(f"{got}, the first is {place(rows.entries, first)}", todo=ways)
-    if over_length != "drop" and count > MAX_DROPPED * len(lengths):
-        raise DataError(got, allowed=f"{MAX_DROPPED:.0%} of the rows", todo=ways)
-    if not len(fitting):
-        raise DataError(f"{got}: none is left", todo="raise max_length or lower max_pixels")
-    return encoded.select(fitting), [f"{got}: dropped"]
 
 
 def _refuse_mixed(split: str, encoded: datasets.Dataset, family: str) -> None:

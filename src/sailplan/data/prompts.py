@@ -70,7 +70,11 @@ def parse(text: str, *, option: str, columns: Collection[str]) -> tuple[Piece, .
 
 
 def as_text(
-    row: Mapping[str, Any], column: str, class_names: Mapping[str, Sequence[str]] | None = None
+    row: Mapping[str, Any],
+    column: str,
+    class_names: Mapping[str, Sequence[str]] | None = None,
+    *,
+    kind: str = "empty-column",
 ) -> str:
     """Returns a row's value as it stands in a prompt.
 
@@ -81,13 +85,16 @@ def as_text(
         row: The row.
         column: The column to read.
         class_names: The names of the classes, for columns of class labels.
+        kind: What it is called that the column is empty.
 
     Raises:
         DataError: The value is missing, or is neither text nor a number nor a date.
     """
     value = row.get(column)
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise DataError(f"column {column!r} is empty", todo="drop the row or fill the column")
+        raise DataError(
+            f"column {column!r} is empty", todo="drop the row or fill the column", kind=kind
+        )
     if isinstance(value, list | tuple | Mapping | bytes):
         raise DataError(
             f"column {column!r} holds a {type(value).__name__}", allowed="text, a number, a date"

@@ -59,7 +59,9 @@ def fetch(
     except (OSError, ValueError) as error:
         # A URLError is `<urlopen error …>` around the reason; an HTTPError tells its code itself.
         reason = error.reason if type(error) is urllib.error.URLError else error
-        raise DataError(f"image {url} could not be fetched: {reason}") from error
+        raise DataError(
+            f"image {url} could not be fetched: {reason}", kind="image-missing"
+        ) from error
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
@@ -90,4 +92,5 @@ def _check_host(url: str, allowed_hosts: Collection[str]) -> None:
             f"image {url} is remote, on a host that is not allowed",
             allowed=", ".join(sorted(allowed_hosts)) or "no hosts",
             todo=f"add it to the run file if you trust it: allowed_image_hosts: [{parts.hostname}]",
+            kind="image-refused",
         )

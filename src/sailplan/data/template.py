@@ -48,9 +48,11 @@ class Template:
             messages.append(Message(role="system", content=self._parts(self.system, row)))
         front = [Part(type="image") for _ in column_references(row, self._unnamed_images())]
         messages.append(Message(role="user", content=front + self._parts(self.user, row)))
-        answer = as_text(row, self.answer_column, self.class_names)
+        answer = as_text(row, self.answer_column, self.class_names, kind="empty-answer")
         if not answer:
-            raise DataError(f"the answer in column {self.answer_column!r} is empty")
+            raise DataError(
+                f"the answer in column {self.answer_column!r} is empty", kind="empty-answer"
+            )
         messages.append(Message(role="assistant", content=[Part(type="text", text=answer)]))
         return Sample(messages=messages, segments=[], images=self.images(row))
 

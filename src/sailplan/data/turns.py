@@ -90,11 +90,19 @@ def read_turns(raw: object, *, column: str) -> list[Turn]:
 
 def _read_turn(turn: object, where: str) -> Turn:
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where} is a {type(turn).__name__}", allowed="role and content")
+        raise DataError(
+            f"{where} is a {type(turn).__name__}",
+            allowed="role and content",
+            kind="none-part" if turn is None else "",
+        )
     written = turn.get("role") or turn.get("from")
     role = _ROLES.get(str(written))
     if role is None:
-        raise DataError(f"{where} has the role {written!r}", allowed=", ".join(_ROLES))
+        raise DataError(
+            f"{where} has the role {written!r}",
+            allowed=", ".join(_ROLES),
+            kind="unknown-role" if written else "missing-role",
+        )
     content = turn.get("content")
     content = turn.get("value") if content is None else content
     extras = _extras(turn, role, where)
@@ -108,7 +116,7 @@ def _read_turn(turn: object, where: str) -> Turn:
     if content is None and extras.get("tool_calls"):
         return read
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise DataError(f"{where} has no content")
+        raise DataError(f"{where} has no content", kind="none-part" if content is None else "")
     for part in content:
         _read_part(read, part, where)
     return read
@@ -140,6 +148,7 @@ def _read_part(turn: Turn, part: object, where: str) -> None:
         raise DataError(
             f"{where} has a part of type {kind!r}",
             allowed=", ".join((*_TEXT_PARTS, *_IMAGE_PARTS)),
+            kind="none-part" if part is None or kind in (None, *_TEXT_PARTS) else "",
         )
 
 
@@ -208,9 +217,14 @@ def as_sample(
         raise DataError(
             f"{_number(waiting, 'image placeholder')} for {_number(len(images), 'image')}",
             allowed="one placeholder for each image",
+            kind="placeholder-mismatch",
         )
     if not any(turn.role == "assistant" and turn.trained for turn in turns):
-        raise DataError("there is no assistant turn to train on", todo="add an answer, or drop it")
+        raise DataError(
+            "there is no assistant turn to train on",
+            todo="add an answer, or drop it",
+            kind="no-answer",
+        )
     messages: list[Message] = []
     for turn in turns:
         message = Message(role=turn.role, content=turn.parts)
