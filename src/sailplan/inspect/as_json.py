@@ -25,8 +25,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         and {
             **dataclasses.asdict(padding),
             "share": padding.share,
-            "packed_share": padding.packed_share,
-            "saved_share": padding.saved_share,
+            "packed_fill": padding.packed_fill,
         },
         "findings": [
             {**dataclasses.asdict(finding), "meaning": finding.meaning}

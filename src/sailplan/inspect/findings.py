@@ -17,6 +17,9 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 WARNINGS_EXIT_CODE = 10
 """Of an inspection whose worst finding is a warning; errors exit as `DataError` does."""
 
+_MAX_ALLOWED = 90
+"""Characters of what is allowed that are told: the list of all roles is for the docs."""
+
 _MAX_NUMBERS = 20
 """Row numbers that are kept of a finding: the first ones."""
 
@@ -131,8 +134,12 @@ class Problem:
             fallback: Its name where it has none.
         """
         name = error.kind if error.kind in RULES else fallback
-        message = f"{error.got} (allowed: {error.allowed})" if error.allowed else error.got
-        return cls(name=name, message=" ".join(message.split()), todo=error.todo)
+        message, todo = error.got, error.todo
+        if error.allowed and len(error.allowed) <= _MAX_ALLOWED:
+            message += f" (allowed: {error.allowed})"
+        if name == "image-missing" and todo.startswith("looked"):  # where, which is no advice
+            message, todo = f"{message}: {todo}", ""
+        return cls(name=name, message=" ".join(message.split()), todo=todo)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,28 +26,20 @@ class Padding:
     padding_tokens: int
     """Of an epoch at this micro batch, the mean of several orders where it is random."""
     packed_length_tokens: int
-    """The length of a packed sequence: the run's limit, else the longest micro batch's tokens."""
+    """The length of a packed sequence: `max_length`, else the tokens of the longest micro batch."""
     packed_sequences: int
     """Into how many of that length all samples fit, by best fit decreasing."""
-    packed_padding_tokens: int
-    """What remains to be filled up in them."""
 
     @property
     def share(self) -> float:
-        """The part of the tokens in batches that is padding."""
-        return _share(self.padding_tokens, self.sample_tokens)
-
-    @property
-    def packed_share(self) -> float:
-        """The part of the tokens in packed sequences that is padding."""
-        return _share(self.packed_padding_tokens, self.sample_tokens)
-
-    @property
-    def saved_share(self) -> float:
-        """The part of today's tokens that packing would save."""
+        """The part of the tokens in batches that is padding, all of which packing would save."""
         total = self.sample_tokens + self.padding_tokens
-        packed = self.sample_tokens + self.packed_padding_tokens
-        return max(0.0, 1 - packed / total) if total else 0.0
+        return self.padding_tokens / total if total else 0.0
+
+    @property
+    def packed_fill(self) -> float:
+        """How full packed sequences are: what is missing is left out, and costs no computing."""
+        return self.sample_tokens / (self.packed_sequences * self.packed_length_tokens)
 
 
 def padding_of(
@@ -76,15 +68,13 @@ def padding_of(
     longest = int(lengths.max(initial=1))
     capacity = max(limit or 0, longest) if limit else longest * micro_batch_size
     capacity = min(capacity, max(longest, int(lengths.sum())))
-    bins = best_fit(lengths, capacity)
     return Padding(
         micro_batch_size=micro_batch_size,
         order=order,
         sample_tokens=int(lengths.sum()),
         padding_tokens=round(float(np.mean(padding))),
         packed_length_tokens=capacity,
-        packed_sequences=bins,
-        packed_padding_tokens=bins * capacity - int(lengths.sum()),
+        packed_sequences=best_fit(lengths, capacity),
     )
 
 
@@ -153,7 +143,3 @@ def _padded(lengths: NDArray[np.int64], micro_batch_size: int, multiple: int) ->
     longest = -(-np.maximum.reduceat(lengths, starts) // multiple) * multiple
     sizes = np.diff(np.append(starts, len(lengths)))
     return int((longest * sizes).sum())
-
-
-def _share(padding: int, samples: int) -> float:
-    return padding / (padding + samples) if padding else 0.0

@@ -148,9 +148,8 @@ def _print_padding(console: Console, inspection: Inspection) -> None:
     )
     if padding.padding_tokens:
         console.print(
-            f"packed into {padding.packed_sequences:,} sequences of up to "
-            f"{padding.packed_length_tokens:,} tokens, {padding.packed_share:.1%} would be: "
-            f"{padding.saved_share:.1%} fewer tokens"
+            f"packing would save all of it: {padding.packed_sequences:,} sequences of up to "
+            f"{padding.packed_length_tokens:,} tokens, {padding.packed_fill:.0%} full"
         )
 
 
