@@ -116,14 +116,14 @@ class Encoder:
             ModelError: The model has no chat template, or lacks embeddings for its own tokens.
         """
         marked = self.mark(sample)
-        text, spans, images = self.expander.expand(marked.text, marked.spans, sizes)
-        ids, offsets = self._tokenize(text, is_chat=bool(sample["messages"]))
+        expanded = self.expander.expand(marked.text, marked.spans, sizes)
+        ids, offsets = self._tokenize(expanded.text, is_chat=bool(sample["messages"]))
         labels = label_tokens(
             ids,
             offsets,
-            text,
-            spans,
-            untrained_spans=images,
+            expanded.text,
+            expanded.spans,
+            untrained_spans=expanded.images,
             untrained_ids=self.untrained_ids,
         )
         if not any(label != UNTRAINED for label in labels):
@@ -133,6 +133,9 @@ class Encoder:
                 kind="nothing-trained",
             )
         self._check_vocabulary(ids)
+        ids, labels = self.expander.runs.unfold(
+            ids, labels, offsets, expanded.images, expanded.lengths
+        )
         if self.truncate and self.max_length is not None and len(ids) > self.max_length:
             ids, labels = self._cut(ids, labels, self.max_length)
         return Encoded(input_ids=ids, labels=labels, method=marked.method)

@@ -7,13 +7,16 @@ both see the same settings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from sailplan.data.labels import Span
+from sailplan.data.token_formula import TokenFormula
+from sailplan.data.token_runs import TokenRuns
 from sailplan.errors import DataError
-from sailplan.model.families import Family
+from sailplan.model.families import Family, tokenizer_of
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -47,16 +50,33 @@ def process_images(
     return dict(inputs), replacements
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expanded:
+    """A text with its images written out, each run of one token as a single one."""
+
+    text: str
+    spans: list[Span]
+    """The given spans in it."""
+    images: list[Span]
+    """The spans of its images."""
+    lengths: list[int]
+    """Of the runs within images, in order: `TokenRuns.unfold` puts them back."""
+
+
 class ImageExpander:
     """Writes out image placeholders from image sizes alone, each distinct size once.
 
-    A blank image goes through the processor, which is exact where formulas are not.
+    A blank image goes through the processor, which is exact where formulas are not. That takes as
+    long as an image of that size does, so once the processor's own formula has proven right for
+    this processor, it speaks for the sizes that follow (see `TokenFormula`).
     """
 
     def __init__(self, processor: Any, family: Family) -> None:
         self._processor = processor
         self._family = family
         self._known: dict[tuple[Size, bool], str] = {}
+        self.runs = TokenRuns(tokenizer_of(processor), family.untrained_token_ids(processor))
+        self._formulas = {among: TokenFormula(processor) for among in (False, True)}
 
     def replacement(self, size: Size, *, among_others: bool = False) -> str:
         """Returns the text that the placeholder of an image of that size becomes.
@@ -71,21 +91,31 @@ class ImageExpander:
         """
         key = (size, among_others)
         if key not in self._known:
-            blank = [Image.new("RGB", size)] * (2 if among_others else 1)
-            try:
-                _, replacements = process_images(
-                    self._processor, [blank], nested=self._family.nested_images
-                )
-            except ValueError as error:
-                raise DataError(
-                    f"the model takes no image of {size[0]}×{size[1]} pixels: {error}",
-                    kind="image-size",
-                ) from error
-            self._check_count(size, replacements[0])
+            formula = self._formulas[among_others]
+            if formula.is_unproven(size):
+                formula.prove(lambda probe: self._processed(probe, among_others=among_others))
+            text = formula.replacement(size)
+            if text is None:
+                text = self._processed(size, among_others=among_others)
+                formula.learn(size, text)
+            self._check_count(size, text)
             if len(self._known) >= _MAX_KNOWN_SIZES:
                 self._known.clear()
-            self._known[key] = replacements[0]
+            self._known[key] = text
         return self._known[key]
+
+    def _processed(self, size: Size, *, among_others: bool) -> str:
+        blank = [Image.new("RGB", size)] * (2 if among_others else 1)
+        try:
+            _, replacements = process_images(
+                self._processor, [blank], nested=self._family.nested_images
+            )
+        except ValueError as error:
+            raise DataError(
+                f"the model takes no image of {size[0]}×{size[1]} pixels: {error}",
+                kind="image-size",
+            ) from error
+        return replacements[0]
 
     def _check_count(self, size: Size, replacement: str) -> None:
         fewest = self._family.min_image_tokens
@@ -97,18 +127,13 @@ class ImageExpander:
                 kind="image-size",
             )
 
-    def expand(
-        self, text: str, spans: Sequence[Span], sizes: Sequence[Size]
-    ) -> tuple[str, list[Span], list[Span]]:
-        """Writes out the placeholders of a text.
+    def expand(self, text: str, spans: Sequence[Span], sizes: Sequence[Size]) -> Expanded:
+        """Writes out the placeholders of a text, but each run of one token as a single one.
 
         Args:
             text: A text with one placeholder for each image.
             spans: Character spans of it that begin and end outside of placeholders.
             sizes: The size of each image, in order.
-
-        Returns:
-            The text, the spans in it, and the spans of its images.
 
         Raises:
             DataError: There are more or fewer placeholders than images.
@@ -121,7 +146,7 @@ class ImageExpander:
                     todo="train a vision-language model, or leave the image columns out",
                     kind="images-unseen",
                 )
-            return text, list(spans), []
+            return Expanded(text=text, spans=list(spans), images=[], lengths=[])
         count = text.count(token)
         if count != len(sizes):
             raise DataError(
@@ -129,15 +154,19 @@ class ImageExpander:
                 todo=f"leave {token} out of the texts: images are placed by their parts",
                 kind="placeholder-mismatch",
             )
-        replacements = [self.replacement(size, among_others=len(sizes) > 1) for size in sizes]
-        (expanded,), (found,) = self._processor.get_text_with_replacements([text], replacements)
+        written = [self.replacement(size, among_others=len(sizes) > 1) for size in sizes]
+        folded = [self.runs.fold(replacement) for replacement in written]
+        (expanded,), (found,) = self._processor.get_text_with_replacements(
+            [text], [short for short, _ in folded]
+        )
         ends = [(image["span"][1], image["new_span"][1]) for image in found]
 
         def moved(position: int) -> int:
             return position + next((new - old for old, new in reversed(ends) if old <= position), 0)
 
-        return (
-            expanded,
-            [(moved(start), moved(end)) for start, end in spans],
-            [image["new_span"] for image in found],
+        return Expanded(
+            text=expanded,
+            spans=[(moved(start), moved(end)) for start, end in spans],
+            images=[image["new_span"] for image in found],
+            lengths=[length for _, lengths in folded for length in lengths],
         )

@@ -70,10 +70,7 @@ class RowReader:
         self._writes_bos = self._bos_id is not None and (
             tokenizer("a")["input_ids"][:1] == [self._bos_id]
         )
-        self._ending_ids = np.array(
-            sorted(tokenizer.convert_tokens_to_ids(list(encoder.endings.special))), dtype=np.int64
-        )
-        self._image_ids = np.array(sorted(encoder.untrained_ids), dtype=np.int64)
+        self._ending_ids = frozenset(tokenizer.convert_tokens_to_ids(list(encoder.endings.special)))
         written = [token for token in encoder.endings.special if len(token) > 2]
         self._special = re.compile("|".join(map(re.escape, written)) or r"(?!)")
 
@@ -141,7 +138,8 @@ class RowReader:
         ids = np.asarray(encoded.input_ids, dtype=np.int64)
         trained = np.asarray(encoded.labels, dtype=np.int64) != UNTRAINED
         facts.length_tokens, facts.trained_tokens = len(ids), int(trained.sum())
-        images = np.isin(ids, self._image_ids)
+        media = self.encoder.untrained_ids
+        images = np.fromiter((i in media for i in encoded.input_ids), dtype=bool, count=len(ids))
         facts.image_tokens = int(images.sum())
         seen = np.array(digests, dtype=np.uint64).tobytes()
         facts.images = digests
@@ -154,8 +152,8 @@ class RowReader:
             # The last token of each run of trained ones; an image may interrupt an answer.
             following = np.append(trained[1:], False)
             last = np.flatnonzero(trained & ~following & ~np.append(images[1:], False))
-            cut = last[~np.isin(ids[last], self._ending_ids)]
-            if len(cut):
+            cut = [at for at in last.tolist() if encoded.input_ids[at] not in self._ending_ids]
+            if cut:
                 facts.problems.append(
                     Problem(
                         name="end-of-turn-untrained",

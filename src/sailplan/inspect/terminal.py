@@ -94,8 +94,9 @@ def _print_samples(console: Console, samples: tuple[Shown, ...]) -> None:
             console.print(f"image {harmless(image.name)}, {width}×{height}")
         if coloured:
             text = Text()
-            for piece in sample.pieces:
-                text.append(written(piece), STYLES[piece.kind])
+            for kind, run in groupby(sample.pieces, key=lambda piece: piece.kind):
+                shown = "".join(map(written, run)).replace("\n", "⏎\n")
+                text.append(shown, STYLES[kind])
             console.print(text)
         else:
             for line in plain_lines(sample):

@@ -8,6 +8,7 @@ seed, hidden size 64 and two or three layers.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,6 +20,7 @@ __all__ = (
     "FAMILIES",
     "MORE_FAMILIES",
     "VISION_FAMILIES",
+    "build_processor",
     "build_tiny",
     "build_tokenizer",
     "chat_template",
@@ -34,17 +36,23 @@ _BUILDERS = families.BUILDERS | more_families.BUILDERS
 _TEMPLATES = families.TEMPLATES | more_families.TEMPLATES
 
 
+def build_processor(family: str) -> tuple[Any, Any]:
+    """Returns the config and the processor of a tiny model, without the model."""
+    tokenizer = build_tokenizer(family)
+    tokenizer.chat_template = chat_template(_TEMPLATES[family])
+    config, processor = _BUILDERS[family](tokenizer)
+    if processor is not tokenizer:
+        processor.chat_template = tokenizer.chat_template
+    return config, processor
+
+
 def build_tiny(family: str, folder: Path) -> Path:
     """Writes the tiny model of one of `FAMILIES` or `MORE_FAMILIES` into `folder`.
 
     Returns:
         The folder, to be passed as `model_name_or_path`.
     """
-    tokenizer = build_tokenizer(family)
-    tokenizer.chat_template = chat_template(_TEMPLATES[family])
-    config, processor = _BUILDERS[family](tokenizer)
-    if processor is not tokenizer:
-        processor.chat_template = tokenizer.chat_template
+    config, processor = build_processor(family)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         auto = "AutoModelForCausalLM" if family == "llama" else "AutoModelForImageTextToText"

@@ -1,0 +1,61 @@
+"""The formula for image tokens: it speaks for no processor for which it would be wrong."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sailplan.data.media import ImageExpander, process_images
+from sailplan.data.token_formula import _PROOFS
+from sailplan.errors import DataError
+from sailplan.model.families import family_of
+from sailplan.model.pixels import set_pixel_budget
+from tests.support.tiny import MORE_FAMILIES, VISION_FAMILIES, build_processor
+
+BY_FORMULA = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision"} | {
+    "internvl",
+    "gemma3",
+}
+
+
+def sizes(count: int) -> list[tuple[int, int]]:
+    chance = random.Random(5)
+    some = [(chance.randrange(20, 500), chance.randrange(20, 500)) for _ in range(count)]
+    return [*some, (1000, 700), (40, 1800), (1800, 40), (28, 28), (27, 500), (500, 2)]
+
+
+@pytest.mark.parametrize("family", [*VISION_FAMILIES, *MORE_FAMILIES])
+@pytest.mark.parametrize("among_others", [False, True])
+def test_every_size_becomes_what_the_processor_makes_of_it(family: str, among_others: bool) -> None:
+    config, processor = build_processor(family)
+    facts = family_of(config)
+    expander = ImageExpander(processor, facts)
+
+    def became(size: tuple[int, int]) -> str:
+        try:
+            return expander.replacement(size, among_others=among_others)
+        except DataError as error:
+            return str(error)
+
+    def processed(size: tuple[int, int]) -> str:
+        blank = [Image.new("RGB", size)] * (1 + among_others)
+        return process_images(processor, [blank], nested=facts.nested_images)[1][0]
+
+    for size in sizes(_PROOFS + 8):
+        text = became(size)
+        assert "pixels" in text or text == processed(size), size
+    formula: Any = expander._formulas[among_others]
+    assert (formula.replacement((100, 90)) is not None) == (family in BY_FORMULA)
+
+
+def test_formula_keeps_to_the_pixel_budget() -> None:
+    config, processor = build_processor("qwen2_vl")
+    set_pixel_budget(processor, min_pixels=None, max_pixels=56 * 56)
+    expander = ImageExpander(processor, family_of(config))
+    for size in sizes(_PROOFS + 2):
+        if max(size) < 10 * min(size):  # strips may exceed it, see `set_pixel_budget`
+            assert expander.replacement(size).count(processor.image_token) <= 8
+    assert expander._formulas[False].replacement((500, 500)) is not None
