@@ -41,6 +41,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/launch_overhead.py
 	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/inspect_speed.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
