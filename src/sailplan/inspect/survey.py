@@ -81,13 +81,28 @@ def survey(split: Split, reader: RowReader, tally: Tally, *, workers: int | None
         ModelError: The model cannot be trained on any row.
     """
     total = len(split.rows)
-    facts: list[Facts | None] = [None] * total
+    columns: dict[str, NDArray[Any]] = {
+        **{name: np.zeros(total, dtype=np.int64) for name in _COUNTS},
+        **{name: np.zeros(total, dtype=np.uint64) for name in _HASHES},
+    }
+    images: list[tuple[int, ...]] = [()] * total
+    methods: Counter[str] = Counter()
     found = _look_at_all(split, reader, workers or len(os.sched_getaffinity(0)))
-    for index, fact in track(found, label=f"inspecting {split.name}", total=total):
-        facts[index] = fact
-        for problem in fact.problems:
+    for index, facts in track(found, label=f"inspecting {split.name}", total=total):
+        for name, column in columns.items():
+            column[index] = getattr(facts, name)
+        images[index] = facts.images
+        if facts.method:
+            methods[facts.method] += 1
+        for problem in facts.problems:
             tally.add(split.name, split.numbers[index], problem)
-    return _gathered(split, [fact for fact in facts if fact is not None])
+    return Survey(
+        split=split,
+        **columns,
+        images=np.array([image for of_row in images for image in of_row], dtype=np.uint64),
+        image_rows=np.repeat(np.arange(total), [len(of_row) for of_row in images]),
+        methods=methods,
+    )
 
 
 def _look_at_all(split: Split, reader: RowReader, workers: int) -> Iterator[tuple[int, Facts]]:
@@ -126,6 +141,10 @@ def _look_at_all(split: Split, reader: RowReader, workers: int) -> Iterator[tupl
                 future.cancel()
 
 
+_COUNTS = ("length_tokens", "trained_tokens", "image_tokens", "num_images")
+_HASHES = ("content", "question")
+"""The facts of a row that a survey keeps in columns."""
+
 _given: tuple[Split, RowReader]
 """What a forked process looks at, and with what."""
 
@@ -149,22 +168,3 @@ def _look_at_range(split: Split, reader: RowReader, start: int) -> Iterator[tupl
     for index, values in enumerate(rows, start=start):
         row = dict(zip(columns, values, strict=True))
         yield index, reader.look(split.numbers[index], row)
-
-
-def _gathered(split: Split, facts: Sequence[Facts]) -> Survey:
-    def column(name: str, kind: Any) -> NDArray[Any]:
-        return np.array([getattr(fact, name) for fact in facts], dtype=kind)
-
-    num_digests = [len(fact.images) for fact in facts]
-    return Survey(
-        split=split,
-        length_tokens=column("length_tokens", np.int64),
-        trained_tokens=column("trained_tokens", np.int64),
-        image_tokens=column("image_tokens", np.int64),
-        num_images=column("num_images", np.int64),
-        content=column("content", np.uint64),
-        question=column("question", np.uint64),
-        images=np.array([image for fact in facts for image in fact.images], dtype=np.uint64),
-        image_rows=np.repeat(np.arange(len(facts)), num_digests),
-        methods=Counter(fact.method for fact in facts if fact.method),
-    )
