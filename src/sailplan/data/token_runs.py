@@ -72,22 +72,24 @@ class TokenRuns:
         """
         if not lengths:
             return list(ids), list(labels)
-        repeats = iter(lengths)
-        places = iter(images)
-        place = next(places)
+        runs = [
+            at
+            for at, token in enumerate(ids)
+            if token in self._ids and _is_within(offsets[at], images)
+        ]
+        if len(runs) != len(lengths):
+            raise RuntimeError("a run of image tokens got lost in tokenisation")
         new_ids: list[int] = []
         new_labels: list[int] = []
-        for token, label, (start, end) in zip(ids, labels, offsets, strict=True):
-            while place is not None and start >= place[1]:
-                place = next(places, None)  # type: ignore[assignment]  # None: no image follows
-            inside = place is not None and start >= place[0] and end > start
-            times = next(repeats) if inside and token in self._ids else 1
-            if times == 1:
-                new_ids.append(token)
-                new_labels.append(label)
-            else:
-                new_ids += [token] * times
-                new_labels += [label] * times
-        if next(repeats, None) is not None:
-            raise RuntimeError("a run of image tokens got lost in tokenisation")
-        return new_ids, new_labels
+        done = 0
+        for at, length in zip(runs, lengths, strict=True):
+            new_ids += ids[done:at]
+            new_labels += labels[done:at]
+            new_ids += [ids[at]] * length
+            new_labels += [labels[at]] * length
+            done = at + 1
+        return [*new_ids, *ids[done:]], [*new_labels, *labels[done:]]
+
+
+def _is_within(offset: Span, images: Sequence[Span]) -> bool:
+    return any(start <= offset[0] and offset[1] <= end for start, end in images)

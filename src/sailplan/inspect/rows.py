@@ -71,6 +71,9 @@ class RowReader:
             tokenizer("a")["input_ids"][:1] == [self._bos_id]
         )
         self._ending_ids = frozenset(tokenizer.convert_tokens_to_ids(list(encoder.endings.special)))
+        # Which ids stand for images, the last entry for all that are larger than every one of them.
+        self._is_media = np.zeros(max(encoder.untrained_ids, default=-1) + 2, dtype=bool)
+        self._is_media[list(encoder.untrained_ids)] = True
         written = [token for token in encoder.endings.special if len(token) > 2]
         self._special = re.compile("|".join(map(re.escape, written)) or r"(?!)")
 
@@ -138,8 +141,7 @@ class RowReader:
         ids = np.asarray(encoded.input_ids, dtype=np.int64)
         trained = np.asarray(encoded.labels, dtype=np.int64) != UNTRAINED
         facts.length_tokens, facts.trained_tokens = len(ids), int(trained.sum())
-        media = self.encoder.untrained_ids
-        images = np.fromiter((i in media for i in encoded.input_ids), dtype=bool, count=len(ids))
+        images = self._is_media[np.minimum(ids, len(self._is_media) - 1)]
         facts.image_tokens = int(images.sum())
         seen = np.array(digests, dtype=np.uint64).tobytes()
         facts.images = digests
