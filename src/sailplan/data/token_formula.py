@@ -7,6 +7,7 @@ breaks and frames too, or is missing; it is one number, while a placeholder beco
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,11 @@ class TokenFormula:
     """
 
     def __init__(self, processor: Any) -> None:
-        self._count = getattr(processor, "_get_num_multimodal_tokens", None)
+        self._count = None
+        if hasattr(processor, "_get_num_multimodal_tokens"):
+            once = copy.copy(processor)
+            once._merge_kwargs = _MergedOnce(processor._merge_kwargs)
+            self._count = once._get_num_multimodal_tokens
         self._token = getattr(processor, "image_token", None)
         self._frame: tuple[str, str, int] | None = None
         self._learned = 0
@@ -94,6 +99,24 @@ class TokenFormula:
             return int(counts.num_image_tokens[0])
         except Exception:  # a formula that fails says nothing; the processor itself decides
             return None
+
+
+class _MergedOnce:
+    """The settings of a processor that is called without any, merged and checked a single time.
+
+    That is nine tenths of what its formula takes (transformers 5.23).
+    """
+
+    def __init__(self, merge: Callable[..., dict[str, Any]]) -> None:
+        self._merge = merge
+        self._known: dict[str, Any] | None = None
+
+    def __call__(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        if arguments or settings:
+            return self._merge(*arguments, **settings)
+        if self._known is None:
+            self._known = self._merge()
+        return copy.deepcopy(self._known)
 
 
 def _is_sharp(size: Size) -> bool:
