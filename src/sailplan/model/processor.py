@@ -41,6 +41,7 @@ def load_processor_and_tokens(
         RunFileError: The model has no such pixel budget, or a token cannot be added.
     """
     name, source = model_name(run), source_options(run)
+    config = load_config(run)  # first: transformers warns where a model's code may not run
     if run.get("processor_name_or_path"):
         name, source["revision"] = run.get("processor_name_or_path"), run.get("processor_revision")
         check_path(name)
@@ -50,7 +51,7 @@ def load_processor_and_tokens(
     wanted = run.get("added_tokens") or []
     added = add_tokens(tokenizer, wanted, template.tokens if template else ())
     special_tokens.apply(run, tokenizer, name)
-    special_tokens.check_ids(run, tokenizer, load_config(run), name)
+    special_tokens.check_ids(run, tokenizer, config, name)
     if template is not None:
         processor.chat_template = template.text
         if template.eos_token and not run.get("eos_token"):
