@@ -13,6 +13,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +99,18 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "tiff.tiff": lambda: _saved(_noise("RGB", (40, 30)), "TIFF"),
     "bitmap.bmp": lambda: _saved(_noise("RGB", (40, 30)), "BMP"),
 }
+
+
+@cache
+def picture(name: str) -> bytes:
+    """The content of a picture's file."""
+    return PICTURES[name]()
+
+
+def draw_all(folder: Path) -> None:
+    """Writes every picture's file."""
+    for name in PICTURES:
+        (folder / name).write_bytes(picture(name))
 
 
 def items() -> list[Item]:
@@ -392,8 +405,7 @@ def through(processor: Any, family: Family, tmp_path_factory: pytest.TempPathFac
 
     def go(source: str, format: str, *more: str) -> Through:
         folder = tmp_path_factory.mktemp("door")
-        for name, make in PICTURES.items():
-            (folder / name).write_bytes(make())
+        draw_all(folder)
         rows = [FORMATS[format](item, folder) for item in items()]
         flags = [*SOURCES[source](folder, rows), *FLAGS.get(format, []), *more, "--use_cpu"]
         return pass_through(Run.from_flags(flags), processor, family)
@@ -478,7 +490,7 @@ def test_image_folder_with_metadata_gives_the_same_samples(
     for number in single:
         item = items()[number]
         name = f"{number:02}-{item.images[0]}"
-        (tmp_path / name).write_bytes(PICTURES[item.images[0]]())
+        (tmp_path / name).write_bytes(picture(item.images[0]))
         lines.append({"file_name": name, **write(item)})
     if kind == "jsonl":
         (tmp_path / "metadata.jsonl").write_text(_lines(lines))

@@ -19,7 +19,15 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from sailplan.model.families import family_of
 from sailplan.run.config import Run
 from tests.data.reading import pieces
-from tests.data.test_doors import PICTURES, SOURCES, STREAM, Through, assert_equal, pass_through
+from tests.data.test_doors import (
+    PICTURES,
+    SOURCES,
+    STREAM,
+    Through,
+    assert_equal,
+    draw_all,
+    pass_through,
+)
 
 COUNT = 30
 Row = dict[str, Any]
@@ -216,8 +224,8 @@ def go(
     def call(group: str, way: str, source: str, *more: str) -> Through:
         folder = tmp_path_factory.mktemp("door")
         has_pictures = group == "words between pictures"
-        for name, make in PICTURES.items() if has_pictures or source == "zip" else ():
-            (folder / name).write_bytes(make())
+        if has_pictures or source == "zip":
+            draw_all(folder)
         row, flags, _ = GROUPS[group][way]
         written = SOURCES[source](folder, [row(number) for number in range(COUNT)])
         run = Run.from_flags([*written, *flags, *more, "--use_cpu"])
