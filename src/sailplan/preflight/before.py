@@ -9,6 +9,7 @@ from sailplan.hardware.detect import Machine
 from sailplan.preflight.checks import check_hub
 from sailplan.preflight.doctor import CHECKS, Line, examine
 from sailplan.preflight.finding import Subject
+from sailplan.preflight.rows import check_first_rows
 from sailplan.run.config import Run
 
 
@@ -16,6 +17,12 @@ def hub(subject: Subject) -> None:
     """Refuses what is neither here nor may come; see `checks.check_hub`."""
     if subject.run is not None:
         check_hub(subject.run)
+
+
+def data(subject: Subject) -> None:
+    """Refuses data whose first rows cannot be trained on; see `rows.check_first_rows`."""
+    if subject.run is not None:
+        check_first_rows(subject.run)
 
 
 def machine(subject: Subject) -> None:
@@ -30,7 +37,7 @@ def machine(subject: Subject) -> None:
         raise HardwareError(_told(wrong), todo=_todo(wrong, subject))
 
 
-BEFORE_LAUNCH: tuple[Callable[[Subject], None], ...] = (hub, machine)
+BEFORE_LAUNCH: tuple[Callable[[Subject], None], ...] = (hub, data, machine)
 """What is called, in this order, before a launch; each raises a `SailplanError` to stop it, and
 takes milliseconds: no torch, no network that is not asked anyway."""
 

@@ -11,6 +11,7 @@ from sailplan.hub.cache import lacking
 from sailplan.hub.repository import datasets_cache, hub_cache, is_offline
 from sailplan.preflight.checks import check, check_hub
 from sailplan.preflight.finding import Finding, Subject, failed, of_error, ok, unchecked
+from sailplan.preflight.rows import check_first_rows
 from sailplan.run.repositories import uses
 
 
@@ -82,6 +83,7 @@ def at_hand(subject: Subject) -> Finding:
     try:
         check(run)
         check_hub(run)
+        check_first_rows(run)
     except SailplanError as error:
         return of_error(error)
     absent = list(_absent(subject))

@@ -98,7 +98,10 @@ class Subject:
     @property
     def strategy(self) -> str:
         """What would be sharded; `ddp` where no run says it."""
-        return self.division.preset.strategy if self.division else "ddp"
+        if self.division is not None:
+            return self.division.preset.strategy
+        asked = self.run.launch.strategy if self.run else "auto"
+        return "ddp" if asked == "auto" else asked
 
     @property
     def processes(self) -> int:

@@ -20,10 +20,15 @@ def division(subject: Subject) -> Finding:
         if not subject.machine.gpus.value:
             return unchecked(f"{subject.trouble.got}; {subject.machine.gpus.reason}")
         return of_error(subject.trouble)
-    place = "the CPU" if subject.on_cpu else "a GPU each"
-    if subject.processes > 1:
-        return ok(f"{subject.strategy}: {subject.processes} processes on {place}")
-    return ok(f"{subject.strategy}: 1 process on {place.removesuffix(' each')}")
+    many = subject.processes > 1
+    place = "the CPU" if subject.on_cpu else "a GPU each" if many else "a GPU"
+    text = (
+        f"{subject.strategy}: {subject.processes} {'processes' if many else 'process'} on {place}"
+    )
+    launch = subject.run.launch
+    if subject.on_cpu and not subject.machine.gpus.value and (launch.gpu or launch.gpus_per_node):
+        return unchecked(f"{text}: the run asks for GPUs, and none is here")
+    return ok(text)
 
 
 def gpus(subject: Subject) -> Finding:
