@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import psutil
+import pytest
 
+from sailplan import progress
 from sailplan.preflight.children import Child, ask
 from tests.launcher.support import is_alive
 
@@ -44,3 +46,13 @@ def test_child_that_hangs_is_ended_with_its_own_children(tmp_path: Path) -> None
     # Nobody of ours can wait for it; it has been killed, and needs a moment to go.
     psutil.wait_procs([orphan], timeout=60)
     assert not is_alive(orphan.pid)
+
+
+def test_wait_without_a_terminal_is_told_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert of("1").code == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY_S", 0.01)
+    assert of("1").code == 0
+    assert capsys.readouterr().err.startswith("trying: 0 s\n")

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sailplan.preflight.doctor import CHECKS, examine
@@ -45,6 +46,28 @@ def test_smoke_test_of_ranks_that_do_not_meet_says_where_it_stopped(tmp_path: Pa
     assert found.mark == "failed"
     assert found.text.startswith("it stopped while meeting the other ranks: ")
     assert "nowhere0" in found.text
+    assert found.detail
+
+
+@pytest.mark.slow
+def test_smoke_test_that_hangs_ends_with_all_its_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sailplan.preflight.smoke.TIMEOUT_S", 3.0)
+    flags = ["--launch.cpu", "true", "--launch.processes", "2", "--launch.strategy", "ddp"]
+    subject = Subject.of(run_of(tmp_path, *flags))
+    environment = {**os.environ, "SMOKE_TEST_OF": str(tmp_path)}
+    found = smoke(replace(subject, environment=environment))
+    assert found.mark == "failed"
+    assert found.text.endswith("it did not answer in time")
+    assert not [process for process in psutil.process_iter() if belongs(process, tmp_path)]
+
+
+def belongs(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get("SMOKE_TEST_OF") == str(folder)
+    except psutil.Error:
+        return False
 
 
 def test_doctor_prints_a_line_a_check_with_what_to_do() -> None:

@@ -13,7 +13,8 @@ from sailplan.preflight import cache, compiler, disk, host
 from sailplan.preflight.finding import Subject
 from sailplan.run.config import Run
 from tests.cli.test_main import sailplan
-from tests.preflight.machines import doctor, gpu, mounted, run_file, run_of, with_gpus
+from tests.preflight.machines import doctor, finding, gpu, mounted, run_file, run_of, with_gpus
+from tests.support.fake_hub import TOKEN, serve
 
 # Shared memory
 
@@ -212,14 +213,31 @@ def test_model_that_comes_later_is_no_fault_where_the_hub_is_on(
     )
 
 
-def test_token_is_missed_only_where_it_is_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("token", "mark", "text"),
+    [
+        (TOKEN, "ok", "the hub knows it as tester"),
+        ("hf_" + "b" * 34, "failed", "the hub refuses the token"),
+        ("", "ok", "none; only gated and private repositories need one"),
+    ],
+)
+def test_token_is_shown_to_the_hub(tmp_path: Path, token: str, mark: str, text: str) -> None:
+    with serve() as hub:
+        found = finding("cache.token", hub.environment(tmp_path, HF_TOKEN=token))
+    assert (found.mark, found.text) == (mark, text)
+
+
+def test_hub_that_does_not_answer_proves_nothing_of_a_token(tmp_path: Path) -> None:
+    with serve() as hub:
+        environment = hub.environment(tmp_path, HF_TOKEN=TOKEN)
+    found = finding("cache.token", environment)
+    assert (found.mark, found.text) == ("not checked", "there is one, and the hub does not answer")
+
+
+def test_push_without_a_token_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_TOKEN_PATH", f"{tmp_path}/none")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert cache.token(Subject.of(run_of(tmp_path))).mark == "ok"
     found = cache.token(Subject.of(run_of(tmp_path, "--push_to_hub", "true")))
     assert (found.mark, found.text) == ("failed", "push_to_hub without a token")
 
@@ -259,8 +277,8 @@ def test_compiler_that_does_not_compile_is_found(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\necho 'c++: internal compiler error' >&2\nexit 4\n")
     broken.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
-    variables = {"PATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": ""}
-    environment = {**os.environ, **variables}
+    environment = {**os.environ, "PATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
+    environment.pop("CXX", None)
     subject = Subject.of(None)
     found = compiler.compiling(
         Subject(machine=subject.machine, driver=subject.driver, environment=environment)
@@ -268,3 +286,4 @@ def test_compiler_that_does_not_compile_is_found(tmp_path: Path) -> None:
     assert found.mark == "failed"
     assert "it does not compile" in found.text
     assert "apt-get install g++" in found.fix
+    assert "internal compiler error" in found.detail

@@ -188,7 +188,7 @@ def test_driver_that_is_too_old_for_torch_is_found(monkeypatch: pytest.MonkeyPat
     found = installed.driver(with_gpus(gpu(), version="550.54.15", cuda=(12, 4)))
     assert found.mark == "failed"
     assert found.text == "550.54.15, up to CUDA 12.4, and torch was built for CUDA 13.0"
-    assert "driver 580.65.06 or newer" in found.fix
+    assert "driver 580 or newer" in found.fix
     assert installed.driver(with_gpus(gpu(), cuda=(13, 1))).mark == "ok"
 
 

@@ -74,3 +74,5 @@ def _show(line: Line, width: int) -> None:
     typer.echo(f"{sign} {line.name:<{width}}  {line.finding.text}")
     if line.finding.fix:
         typer.echo(f"  {'':<{width}}  -> {line.finding.fix}")
+    for said in line.finding.detail.splitlines():
+        typer.echo(f"  {'':<{width}}   | {said}")

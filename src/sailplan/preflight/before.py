@@ -41,15 +41,23 @@ BEFORE_LAUNCH: tuple[Callable[[Subject], None], ...] = (hub, data, machine)
 """What is called, in this order, before a launch; each raises a `SailplanError` to stop it, and
 takes milliseconds: no torch, no network that is not asked anyway."""
 
+BEFORE_QUEUE = (hub, data)
+"""What is called before a run is queued, on a machine that is not the one that trains."""
 
-def before_launch(run: Run, found: Machine) -> None:
+
+def before_launch(run: Run, found: Machine, *, queued: bool = False) -> None:
     """Stops a run that is going to fail, before anything is started.
 
+    Args:
+        run: The run.
+        found: This machine.
+        queued: The run will train elsewhere: of this machine nothing is asked.
+
     Raises:
-        SailplanError: It is; which class says why.
+        SailplanError: It is going to fail; which class says why.
     """
     subject = Subject.of(run, machine=found)
-    for prove in BEFORE_LAUNCH:
+    for prove in BEFORE_QUEUE if queued else BEFORE_LAUNCH:
         prove(subject)
 
 

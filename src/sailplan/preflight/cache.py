@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from sailplan.errors import SailplanError
 from sailplan.hub.cache import lacking
 from sailplan.hub.repository import datasets_cache, hub_cache, is_offline
+from sailplan.preflight import children
 from sailplan.preflight.checks import check, check_hub
 from sailplan.preflight.finding import Finding, Subject, failed, of_error, ok, unchecked
 from sailplan.preflight.rows import check_first_rows
 from sailplan.run.repositories import uses
+
+TIMEOUT_S = 30.0
+"""Of the hub's answer, and of the library that asks it."""
 
 
 def writable(subject: Subject) -> Finding:
@@ -56,23 +61,23 @@ def token(subject: Subject) -> Finding:
         if pushes:
             return failed("push_to_hub without a token", fix="set HF_TOKEN, or run `hf auth login`")
         return ok("none; only gated and private repositories need one")
-    return _ask(found)
+    return _ask(subject)
 
 
-def _ask(found: str) -> Finding:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        name = HfApi().whoami(token=found)["name"]
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            fix = "make a new one at huggingface.co/settings/tokens, and set HF_TOKEN"
-            return failed("the hub refuses the token", fix=fix)
-        return unchecked("the hub answers with an error of its own")
-    except Exception:  # of many kinds: no network
-        return unchecked("the hub does not answer")
-    return ok(f"the hub knows it as {name}")
+def _ask(subject: Subject) -> Finding:
+    child = children.ask(
+        "sailplan.preflight.probes.token",
+        environment=subject.environment,
+        label="asking the hub",
+        timeout_s=TIMEOUT_S,
+    )
+    found = child.answer or {"name": "", "refused": False}
+    if found["refused"]:
+        fix = "make a new one at huggingface.co/settings/tokens, and set HF_TOKEN"
+        return failed("the hub refuses the token", fix=fix)
+    if not found["name"]:
+        return unchecked("there is one, and the hub does not answer")
+    return ok(f"the hub knows it as {found['name']}")
 
 
 def at_hand(subject: Subject) -> Finding:
@@ -80,6 +85,8 @@ def at_hand(subject: Subject) -> Finding:
     run = subject.run
     if run is None:
         return unchecked("no run is named")
+    # Whether a push would be taken, the line about the token tells.
+    run = replace(run, explicit={**run.explicit, "push_to_hub": False})
     try:
         check(run)
         check_hub(run)

@@ -15,8 +15,12 @@ from typing import Any
 
 from sailplan.progress import waiting
 
-STOP_TIMEOUT_S = 20.0
-"""How long a child may take to end when its time is up, before it is killed."""
+STOP_TIMEOUT_S = 40.0
+"""How long a child may take to end when its time is up, before it is killed; a launcher gives its
+ranks 30 s."""
+
+_LAST_LINES = 15
+_MOST_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +35,11 @@ class Child:
     """What it printed beside, both streams together."""
 
     @property
+    def last_words(self) -> str:
+        """The end of what it printed, for those who want to know more."""
+        return "\n".join(self.words.rstrip().splitlines()[-_LAST_LINES:])
+
+    @property
     def reason(self) -> str:
         """Why there is no answer, in one clause: the last thing that it said."""
         if self.code is None:
@@ -39,7 +48,8 @@ class Child:
         if self.code < 0:
             return f"it was ended by {signal.Signals(-self.code).name}"
         errors = [line for line in lines if line.startswith("error:") or "Error" in line]
-        return (errors or lines or [f"it ended with exit code {self.code}"])[-1]
+        last = (errors or lines or [f"it ended with exit code {self.code}"])[-1]
+        return last if len(last) <= _MOST_CHARACTERS else f"{last[:_MOST_CHARACTERS]}…"
 
 
 def ask(

@@ -66,6 +66,7 @@ def compiling(subject: Subject) -> Finding:
         return failed(
             f"it does not compile: {child.reason}",
             fix=f"{_INSTALL}; `ds_report` tells more",
+            detail=child.last_words,
         )
     found, seconds = child.answer, child.answer["seconds"]
     if found["compiled"]:

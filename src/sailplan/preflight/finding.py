@@ -28,6 +28,8 @@ class Finding:
     """What was found, in one clause."""
     fix: str = ""
     """What to do about it; of a check that did not fail, what would be better."""
+    detail: str = ""
+    """What a program printed that was tried and failed: several lines."""
 
 
 def ok(text: str, *, fix: str = "") -> Finding:
@@ -35,9 +37,9 @@ def ok(text: str, *, fix: str = "") -> Finding:
     return Finding(mark="ok", text=text, fix=fix)
 
 
-def failed(text: str, *, fix: str) -> Finding:
+def failed(text: str, *, fix: str, detail: str = "") -> Finding:
     """Returns the finding of a fault."""
-    return Finding(mark="failed", text=text, fix=fix)
+    return Finding(mark="failed", text=text, fix=fix, detail=detail)
 
 
 def unchecked(text: str) -> Finding:

@@ -56,7 +56,7 @@ def importing(subject: Subject) -> Finding:
         text = f"it cannot be imported: {child.reason}"
         if "undefined symbol" in child.words:
             text = f"it was built against another torch ({child.reason})"
-        return failed(text, fix=f"{_AGAIN}; {_OTHERWISE}")
+        return failed(text, fix=f"{_AGAIN}; {_OTHERWISE}", detail=child.last_words)
     if child.answer["trouble"]:
         return failed(child.answer["trouble"], fix=_OTHERWISE.removeprefix("or "))
     if not child.answer["tried"]:

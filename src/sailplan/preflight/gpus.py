@@ -108,6 +108,7 @@ def computing(subject: Subject) -> Finding:
         return failed(
             f"torch cannot be imported: {child.reason}",
             fix="install torch again: pip install --force-reinstall torch",
+            detail=child.last_words,
         )
     found = child.answer
     if not subject.machine.gpus.value:

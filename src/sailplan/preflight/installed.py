@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 OLDEST_PYTHON = (3, 10)
 
-OLDEST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+OLDEST_DRIVER = {11: "450", 12: "525", 13: "580"}
 """CUDA's major version to the first Linux driver that runs all of its minor ones.
-Source: NVIDIA, CUDA Compatibility, "Minor version compatibility"."""
+Source: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

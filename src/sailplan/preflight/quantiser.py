@@ -119,7 +119,7 @@ def native(subject: Subject) -> Finding:
     )
     again = "pip install --force-reinstall --no-deps bitsandbytes"
     if child.answer is None:
-        return failed(f"it cannot be used: {child.reason}", fix=again)
+        return failed(f"it cannot be used: {child.reason}", fix=again, detail=child.last_words)
     found = child.answer
     if found["load_error"]:
         return failed(

@@ -65,9 +65,11 @@ def smoke(subject: Subject) -> Finding:
     if child.code != 0 or found.get("stage") != "done":
         stage = str(found.get("stage", "starting the ranks"))
         fix = _HINTS.get(stage, "") if child.code is None else ""
+        fix = fix or "the lines below say more; NCCL_DEBUG=INFO in the environment adds NCCL's"
         return failed(
             f"it stopped while {stage}: {child.reason}".replace("while the", "in the"),
-            fix=fix or "the lines above may say why; else run it with NCCL_DEBUG=INFO",
+            fix=fix,
+            detail=child.last_words,
         )
     wrong = _wrong_engine(subject.strategy, str(found.get("engine")))
     if wrong:
