@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -274,7 +275,10 @@ def test_missing_compiler_is_no_fault_where_nothing_is_compiled(tmp_path: Path) 
 
 def test_compiler_that_does_not_compile_is_found(tmp_path: Path) -> None:
     broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho 'c++: internal compiler error' >&2\nexit 4\n")
+    broken.write_text(
+        f'#!/bin/sh\ncase "$*" in *-version*|*-dump*) exec {shutil.which("c++")} "$@";; esac\n'
+        "echo 'c++: internal compiler error' >&2\nexit 4\n"
+    )
     broken.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache")}
