@@ -14,6 +14,9 @@ from sailplan.preflight.finding import Check, Finding, Subject
 from sailplan.preflight.smoke import smoke
 from tests.cli.test_main import sailplan
 from tests.preflight.machines import doctor, run_file, run_of
+from tests.support.markdown import tables
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def test_doctor_of_a_run_proves_its_strategy_through_its_own_launch(tmp_path: Path) -> None:
@@ -95,6 +98,13 @@ def test_mistake_in_the_call_ends_in_one_line(
     assert got == code
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_every_check_is_in_the_table_of_the_page() -> None:
+    (table,) = tables(DOCS / "doctor.md")
+    assert [name for row in table for name in row[0].split(", ")] == [
+        check.name for check in CHECKS
+    ]
 
 
 def test_check_that_cannot_look_is_a_finding_and_not_the_end() -> None:

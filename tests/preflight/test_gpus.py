@@ -1,7 +1,12 @@
-"""What the driver tells of GPUs, judged. The driver itself is asked in tests/gpu."""
+"""What the driver tells of GPUs, and how it is judged.
+
+Without a GPU the driver's library is a small one of ours, built here; tests/gpu asks the real one.
+"""
 
 from __future__ import annotations
 
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +14,56 @@ import pytest
 
 from sailplan.errors import HardwareError
 from sailplan.hardware.driver import GpuState, Process
-from sailplan.preflight import gpus
+from sailplan.preflight import gpus, installed
 from sailplan.preflight.before import machine as prove_machine
 from sailplan.preflight.finding import Subject
 from tests.launcher.support import machine
-from tests.preflight.machines import GIB, gpu, run_of, with_gpus
+from tests.preflight.machines import GIB, doctor, gpu, run_of, with_gpus
 
 HELD = gpu(
     1,
     free_bytes=10 * GIB,
     processes=(Process(pid=4711, name="python", memory_bytes=69 * GIB),),
 )
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables with which a process finds our driver and its two GPUs."""
+    library = tmp_path_factory.mktemp("driver") / "libnvidia-ml.so.1"
+    source = Path(__file__).with_name("nvml.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return {"LD_LIBRARY_PATH": str(library.parent), "DRIVER_CUDA": "13000"}
+
+
+def test_driver_is_asked_for_all_that_is_judged(driver: dict[str, str]) -> None:
+    code, found = doctor("--quick", env=driver)
+    assert code == 5
+    assert found["driver"].text.startswith("550.54.15, up to CUDA 13.0")
+    assert found["GPUs"].text == "2 × NVIDIA H100 80GB HBM3, 80.0 GiB each"
+    assert found["links"].text == "NVLink, 18 connections each; PCIe 5.0 x16"
+    assert found["GPU memory"].mark == "failed"
+    assert re.fullmatch(
+        r"GPU 1: 10\.0 GiB of 80\.0 GiB free, held by python\S* \d+ 69\.0 GiB",
+        found["GPU memory"].text,
+    )
+    assert [name for name, one in found.items() if one.mark == "failed"] == ["GPU memory"]
+
+
+def test_driver_counts_only_visible_gpus(driver: dict[str, str]) -> None:
+    _, found = doctor("--quick", env={**driver, "CUDA_VISIBLE_DEVICES": "0"})
+    assert found["GPUs"].text == "1 × NVIDIA H100 80GB HBM3, 80.0 GiB each"
+    assert found["GPU memory"].text == "80.0 GiB free at least, 0 others"
+    assert found["links"].text == "PCIe 5.0 x16"
+
+
+def test_driver_that_runs_too_old_a_cuda_is_found(driver: dict[str, str]) -> None:
+    build = installed.torch_build()
+    if build is None or build.cuda is None:
+        pytest.skip("torch is built without CUDA")
+    _, found = doctor("--quick", env={**driver, "DRIVER_CUDA": "10020"})
+    assert found["driver"].mark == "failed"
+    assert found["driver"].text.startswith("550.54.15, up to CUDA 10.2, and torch was built for")
 
 
 def test_gpus_that_are_well_are_counted_and_named() -> None:

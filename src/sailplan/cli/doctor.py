@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from json import dumps
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +23,7 @@ def doctor(
         str | None,
         typer.Argument(help="A run file, a run directory, or the name of a file in launch/."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quick: Annotated[
         bool,
         typer.Option(
@@ -53,12 +53,12 @@ def doctor(
     lines = []
     for line in examine(subject, quick=quick):
         lines.append(line)
-        if not as_json:
+        if not json:
             _show(line, width)
     wrong = [line.name for line in lines if line.finding.mark == "failed"]
-    if as_json:
+    if json:
         found = {"ok": not wrong, "checks": [line.as_dict() for line in lines]}
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(dumps(found, indent=2, ensure_ascii=False))
     else:
         left = sum(line.finding.mark == "not checked" for line in lines)
         end = f"{len(wrong)} of {len(lines)} checks failed" if wrong else "nothing is wrong"
