@@ -6,6 +6,7 @@ both see the same settings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,8 @@ class ImageExpander:
             )
         except ValueError as error:
             raise DataError(
-                f"the model takes no image of {size[0]}×{size[1]} pixels: {error}",
+                f"the model takes no image of {size[0]}×{size[1]} pixels: {_reason(error)}",
+                todo="crop it, or drop the row",
                 kind="image-size",
             ) from error
         return replacements[0]
@@ -170,3 +172,10 @@ class ImageExpander:
             images=[image["new_span"] for image in found],
             lengths=[length for _, lengths in folded for length in lengths],
         )
+
+
+def _reason(error: ValueError) -> str:
+    """Says why an image processor refuses a size; some fall over the zero that they scale to."""
+    if re.search(r"\b(height|width)=0\b", str(error)):
+        return "it is so long that, scaled down, less than a pixel of its short side is left"
+    return str(error)
