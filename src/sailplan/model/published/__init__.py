@@ -1,4 +1,4 @@
-"""Public models that can be planned without the hub: their configs, and how many parameters each has.
+"""Public models that can be planned without the hub: their configs and numbers of parameters.
 
 One JSON file a model lies beside this module, named after its repository with `--` for the slash.
 It holds the fields of `config.json` that decide shapes and image tokens, the fields of
