@@ -151,9 +151,19 @@ def main() -> int:
         predicted = memory.peak_bytes / GIB
         measured, kind = float(row["measured_gib"]), kind_of(row)
         error = predicted / measured - 1
-        found.append({"id": row["id"], "kind": kind, "predicted": predicted, "measured": measured,
-                      "error": error, "phase": memory.peak_phase})
-        print(f"{row['id']:32} {kind:10} {predicted:7.2f} {measured:7.2f} {error:+7.1%} {memory.peak_phase} {memory.moments[memory.peak_phase]}")
+        found.append(
+            {
+                "id": row["id"],
+                "kind": kind,
+                "predicted": predicted,
+                "measured": measured,
+                "error": error,
+                "phase": memory.peak_phase,
+            }
+        )
+        print(
+            f"{row['id']:32} {kind:10} {predicted:7.2f} {measured:7.2f} {error:+7.1%} {memory.peak_phase} {memory.moments[memory.peak_phase]}"
+        )
         if arguments.verbose:
             print({k: round(v / GIB, 2) for k, v in memory.phases[memory.peak_phase].items()})
     for name, reason in left_out:
@@ -161,7 +171,9 @@ def main() -> int:
     errors = [abs(r["error"]) for r in found if r["kind"] == "allocated"]
     if errors:
         within = sum(e <= MOST_AIM for e in errors) / len(errors)
-        print(f"allocated: median {statistics.median(errors):.1%}, within 7 %: {within:.0%}, worst {max(errors):.1%} of {len(errors)}")
+        print(
+            f"allocated: median {statistics.median(errors):.1%}, within 7 %: {within:.0%}, worst {max(errors):.1%} of {len(errors)}"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))
     return 0

@@ -95,6 +95,11 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
     return given
 
 
+def placeholders(given: dict[str, Any], config: Any) -> int:
+    """Returns how many tokens of a micro batch stand for images."""
+    return int((given["input_ids"] == _image_id(config)).sum())
+
+
 def image_tokens(config: Any, model: Any, vision: dict[str, Any]) -> int:
     """Returns how many placeholders the images of the micro batch take in the text.
 

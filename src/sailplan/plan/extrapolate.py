@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+from sailplan.plan.depth import Stack
 from sailplan.plan.profile import Moment, Profile, Tensors
+from sailplan.plan.record import Stretch
 
 
 def extrapolate(
-    stretches: list[Any],
-    stacks: list[Any],
+    stretches: Sequence[Stretch],
+    stacks: Sequence[Stack],
     groups: tuple[Tensors, ...],
     *,
-    saved_bytes: int,
     image_tokens: int,
     buffer_bytes: int,
 ) -> Profile:
@@ -22,54 +23,50 @@ def extrapolate(
         stretches: What was recorded, in order.
         stacks: The layers of which only a few were simulated.
         groups: The parameters of the whole model.
-        saved_bytes: Alive between forward and backward of the shallow one.
         image_tokens: Of the micro batch.
         buffer_bytes: Of the whole model.
     """
-    slopes = [_slope(stretches, number, stack) for number, stack in enumerate(stacks)]
     missing = [stack.depth - stack.shallow for stack in stacks]
+    added = [
+        _left_by_a_layer(stretches, number, stack) * count if count else 0
+        for number, (stack, count) in enumerate(zip(stacks, missing, strict=True))
+    ]
     names = {group.name: index for index, group in enumerate(groups)}
-    moments, flops = [], {"forward": 0.0, "backward": 0.0}
-    vision = 0.0
+    moments = []
     for position, stretch in enumerate(stretches):
         extra = sum(
-            slope * count
-            for number, (slope, count) in enumerate(zip(slopes, missing, strict=True))
-            if _full(stretches, position, number, stacks[number])
+            bytes_
+            for number, bytes_ in enumerate(added)
+            if bytes_ and _all_are_saved(stretches, position, number, stacks[number])
         )
-        index = stretch.index
-        name = stretch.module
-        if stretch.stack is not None:
-            stack = stacks[stretch.stack]
-            if index >= stack.shallow - stack.period:  # the last layers stay the last
-                index += stack.depth - stack.shallow
-            name = f"{stack.name}.{index}"
+        name = _name(stretch, stacks)
         moments.append(
             Moment(
                 name=f"{stretch.phase} {name}",
                 phase=stretch.phase,
                 group=names.get(name),
-                activation_bytes=stretch.alive + extra,
-                with_own_gradients_bytes=stretch.with_own + extra,
-                left_bytes=stretch.end + extra,
+                began_bytes=stretch.began + extra,
+                activation_bytes=stretch.worst + extra,
+                with_own_gradients_bytes=stretch.worst_with_own + extra,
+                left_bytes=stretch.left + extra,
             )
         )
-        flops[stretch.phase] += stretch.flops
-    for number, stack in enumerate(stacks):
-        for phase in flops:
-            flops[phase] += missing[number] * _layer_flops(stretches, number, stack, phase)
+    flops = dict.fromkeys(("forward", "backward"), 0.0)
+    vision = 0.0
     for stretch in stretches:
-        if stretch.stack is not None and _is_vision(groups, names, stacks[stretch.stack].name):
+        flops[stretch.phase] += stretch.flops
+        if stretch.stack is not None and _sees(groups, names, stacks[stretch.stack]):
             vision += stretch.flops
     for number, stack in enumerate(stacks):
-        if _is_vision(groups, names, stack.name):
-            for phase in flops:
-                vision += missing[number] * _layer_flops(stretches, number, stack, phase)
-    saved = saved_bytes + sum(s * m for s, m in zip(slopes, missing, strict=True))
+        for phase in flops:
+            more = missing[number] * _flops_of_a_layer(stretches, number, stack, phase)
+            flops[phase] += more
+            vision += more if _sees(groups, names, stack) else 0.0
+    first_backward = next(m for m in moments if m.phase == "backward")
     return Profile(
         groups=groups,
         moments=tuple(moments),
-        saved_bytes=saved,
+        saved_bytes=first_backward.began_bytes,
         forward_flops=flops["forward"],
         backward_flops=flops["backward"],
         vision_flops=vision,
@@ -78,34 +75,38 @@ def extrapolate(
     )
 
 
-def _slope(stretches: list[Any], number: int, stack: Any) -> int:
+def _name(stretch: Stretch, stacks: Sequence[Stack]) -> str:
+    """Returns the module's name in the whole model; the last layers stay the last."""
+    if stretch.stack is None:
+        return stretch.module
+    stack = stacks[stretch.stack]
+    is_last = stretch.index >= stack.shallow - stack.period
+    return f"{stack.name}.{stretch.index + (stack.depth - stack.shallow if is_last else 0)}"
+
+
+def _left_by_a_layer(stretches: Sequence[Stretch], number: int, stack: Stack) -> int:
     """Returns the bytes that each further layer leaves alive for the backward pass."""
-    if stack.depth == stack.shallow:
-        return 0
-    ends = [s.end for s in stretches if s.stack == number and s.phase == "forward"]
-    return (ends[-1] - ends[-1 - stack.period]) // stack.period
+    left = [s.left for s in stretches if s.stack == number and s.phase == "forward"]
+    return (left[-1] - left[-1 - stack.period]) // stack.period
 
 
-def _full(stretches: list[Any], position: int, number: int, stack: Any) -> bool:
-    """Says whether all layers of a stack have left their activations, and none has freed them."""
-    last, stretch = stack.shallow - stack.period, stretches[position]
-    if stretch.phase == "forward":
-        return any(
-            s.stack == number and s.index >= last and s.phase == "forward"
-            for s in stretches[: position + 1]
-        )
-    return not any(
-        s.stack == number and s.index < last and s.phase == "backward"
-        for s in stretches[: position + 1]
-    )
+def _all_are_saved(stretches: Sequence[Stretch], position: int, number: int, stack: Stack) -> bool:
+    """Says whether all layers of a stack have saved their activations, and none has freed them."""
+    last, before = stack.shallow - stack.period, stretches[: position + 1]
+    if stretches[position].phase == "forward":
+        return any(s.stack == number and s.index >= last for s in before)
+    return not any(s.stack == number and s.index < last and s.phase == "backward" for s in before)
 
 
-def _layer_flops(stretches: list[Any], number: int, stack: Any, phase: str) -> float:
-    mine = [s for s in stretches if s.stack == number and s.phase == phase]
-    last = [s.flops for s in mine if s.index >= stack.shallow - stack.period]
-    return sum(last) / stack.period if last else 0.0
+def _flops_of_a_layer(stretches: Sequence[Stretch], number: int, stack: Stack, phase: str) -> float:
+    last = [
+        s.flops
+        for s in stretches
+        if s.stack == number and s.phase == phase and s.index >= stack.shallow - stack.period
+    ]
+    return sum(last) / stack.period
 
 
-def _is_vision(groups: tuple[Tensors, ...], names: dict[str, int], stack: str) -> bool:
-    index = names.get(f"{stack}.0")
+def _sees(groups: tuple[Tensors, ...], names: dict[str, int], stack: Stack) -> bool:
+    index = names.get(f"{stack.name}.0")
     return index is not None and groups[index].part != "language_model"

@@ -27,7 +27,9 @@ def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -
     return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
-def _cpu_attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+def _cpu_attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
     return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
 
@@ -37,6 +39,9 @@ _ATTENTION = {
         _cpu_attention_backward_flops
     ),
 }
+
+
+_INDEXING = (_aten.index, _aten.index_put, _aten.index_put_, _aten._unsafe_index)
 
 
 def fake_mode() -> FakeTensorMode:
@@ -72,7 +77,11 @@ class Tracker(TorchDispatchMode):
     ) -> Any:
         """Runs one operation, for real or with fake tensors, and weighs what it makes."""
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+        if func._overloadpacket in _INDEXING:
+            args = (args[0], _as_numbers(args[1]), *args[2:])
+        tensors = [
+            leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)
+        ]
         if not tensors and _is_large_float(func, args, kwargs):
             with self.fake:
                 result = func(*args, **kwargs)
@@ -137,6 +146,20 @@ def _is_large_float(func: Any, args: Any, kwargs: Any) -> bool:
         and made.dtype.is_floating_point
         and made.numel() > _REAL_ELEMENTS
     )
+
+
+def _as_numbers(indices: Any) -> list[Any]:
+    """Returns the indices of an indexing operation, real masks as the places that they name.
+
+    How many places a mask names decides on the result's shape, which a fake mask cannot tell.
+    """
+    numbers: list[Any] = []
+    for index in indices:
+        if index is not None and index.dtype is torch.bool and not is_fake(index):
+            numbers += index.nonzero(as_tuple=True)
+        else:
+            numbers.append(index)
+    return numbers
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

@@ -217,12 +217,8 @@ def _step(profile: Profile, workload: Workload, rules: _Rules) -> dict[str, int]
 
 
 def _evaluation(profile: Profile, rules: _Rules) -> dict[str, int]:
-    """Without autograd nothing is saved: what one stretch adds to what was there before it."""
-    worst = previous = 0
-    for moment in profile.moments:
-        if moment.phase == "forward":
-            worst = max(worst, moment.activation_bytes - previous)
-            previous = min(moment.activation_bytes, profile.saved_bytes)
+    """Without autograd nothing is saved: only what a stretch itself needs beyond its input."""
+    worst = max(m.activation_bytes - m.began_bytes for m in profile.moments if m.phase == "forward")
     return {**_state(rules), "activations": worst, "gathered": rules.gathered}
 
 
@@ -254,9 +250,7 @@ def _frozen_bytes(profile: Profile) -> int:
 def _layer_elements(profile: Profile) -> list[int]:
     """Elements of each layer that is gathered by itself."""
     layers = {m.group for m in profile.moments if m.group is not None}
-    return [
-        profile.groups[i].trained_elements + profile.groups[i].frozen_elements for i in layers
-    ]
+    return [profile.groups[i].trained_elements + profile.groups[i].frozen_elements for i in layers]
 
 
 def _outside(profile: Profile) -> int:
