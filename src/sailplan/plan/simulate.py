@@ -28,14 +28,14 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
     with quick_imports():
         import torch
 
-        from sailplan.plan import batch
-        from sailplan.plan.build import build, fake_copy
-        from sailplan.plan.depth import config_of, shallow, stacks_of
-        from sailplan.plan.extrapolate import extrapolate
-        from sailplan.plan.fake import Tracker, fake_mode
-        from sailplan.plan.groups import groups_of
-        from sailplan.plan.loss import loss_of
-        from sailplan.plan.record import Recorder, watched_gradients, watched_layers
+        from sailplan.plan.simulation import batch
+        from sailplan.plan.simulation.build import build, fake_copy
+        from sailplan.plan.simulation.depth import config_of, shallow, stacks_of
+        from sailplan.plan.simulation.extrapolate import extrapolate
+        from sailplan.plan.simulation.fake import Tracker, fake_mode
+        from sailplan.plan.simulation.groups import groups_of
+        from sailplan.plan.simulation.loss import loss_of
+        from sailplan.plan.simulation.record import Recorder, watched_gradients, watched_layers
 
     config = config_of(workload.config)
     small = config if full_depth else shallow(config)
@@ -48,7 +48,9 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
         processor = batch.image_processor(config, workload.image_processor)
         vision = {
             name: _faked(fake, value)
-            for name, value in batch.pixels(workload, config, processor).items()
+            for name, value in batch.pixels(
+                workload.images, workload.micro_batch, config, processor
+            ).items()
         }
     held = [*model.parameters(), *model.buffers()]
     with Tracker(fake, held, lambda _: None):
@@ -72,7 +74,7 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
             loss, kept = loss_of(workload.loss, hidden, head, trained_share=workload.trained_share)
             del hidden
         recorder.begin("backward", "head")
-        loss.backward()
+        torch.autograd.backward(loss)
         recorder.end()
         del loss, kept
     return extrapolate(
@@ -93,8 +95,8 @@ def simulate_all(workloads: Sequence[Workload], *, processes: int) -> list[Profi
     if processes < 2 or len(workloads) < 2:
         return [simulate(workload) for workload in workloads]
     with quick_imports():  # once, before the processes part
-        import sailplan.plan.batch
-        import sailplan.plan.build  # noqa: F401
+        import sailplan.plan.simulation.batch
+        import sailplan.plan.simulation.build  # noqa: F401
     # Forked, so that none of them imports the libraries again; nothing has used their threads yet.
     with multiprocessing.get_context("fork").Pool(min(processes, len(workloads))) as pool:
         return pool.map(_simulate_alone, workloads, chunksize=1)

@@ -1,4 +1,4 @@
-"""Running a model without its memory: tensors that have shapes only, and a record of each one's life.
+"""Running a model without its memory: tensors that have shapes only, each one's life recorded.
 
 Torch's fake tensors go through the real model, forward and backward. Operations that see none of
 them (token ids, masks, image grids, positions) run for real, so that code which looks at values
@@ -7,6 +7,7 @@ works as well. Every storage that an operation makes is weighed at its birth and
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,13 +25,16 @@ _aten = torch.ops.aten
 
 
 def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+    flops: int = sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
+    return flops
 
 
 def _cpu_attention_backward_flops(
     grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
 ) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+    shapes = (grad.shape, query.shape, key.shape, value.shape)
+    flops: int = sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]
+    return flops
 
 
 _ATTENTION = {
@@ -49,7 +53,7 @@ def fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Weighs all storages that operations make while it is active.
 
     Args:
@@ -64,7 +68,7 @@ class Tracker(TorchDispatchMode):
         known: Iterable[torch.Tensor],
         on_growth: Callable[[int], None],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fake, self.on_growth = fake, on_growth
         self.live_bytes = 0
         self.flops = 0.0
@@ -102,7 +106,7 @@ class Tracker(TorchDispatchMode):
         if identity in self._known_ids or identity in self._weighed:
             return
         size = storage.nbytes()
-        reference = weakref.ref(storage, lambda _, identity=identity: self._free(identity))
+        reference = weakref.ref(storage, functools.partial(self._free, identity))
         self._weighed[identity] = reference, size
         self.live_bytes += size
         self.on_growth(self.live_bytes)
@@ -119,14 +123,15 @@ class Tracker(TorchDispatchMode):
         self.live_bytes -= entry[1]
         return entry[1]
 
-    def _free(self, identity: int) -> None:
+    def _free(self, identity: int, _reference: Any) -> None:
         entry = self._weighed.pop(identity, None)
         if entry is not None:
             self.live_bytes -= entry[1]
 
     def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func in _ATTENTION:
-            self.flops += _ATTENTION[func](*args, **kwargs)
+            flops: Any = _ATTENTION[func]
+            self.flops += flops(*args, **kwargs)
         elif func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sailplan.plan.depth import Stack
 from sailplan.plan.profile import Tensors
+from sailplan.plan.simulation.depth import Stack
 
 
 def groups_of(model: Any, stacks: Sequence[Stack]) -> tuple[Tensors, ...]:

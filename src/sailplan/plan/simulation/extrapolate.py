@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sailplan.plan.depth import Stack
 from sailplan.plan.profile import Moment, Profile, Tensors
-from sailplan.plan.record import Stretch
+from sailplan.plan.simulation.depth import Stack
+from sailplan.plan.simulation.record import Stretch
 
 
 def extrapolate(

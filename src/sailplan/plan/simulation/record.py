@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sailplan.plan.depth import Stack
+from sailplan.plan.simulation.depth import Stack
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,9 +105,10 @@ def watched_layers(recorder: Recorder, model: Any, stacks: Sequence[Stack]) -> I
     def enter(module: str) -> Callable[..., None]:
         def hook(_layer: Any, args: Any, kwargs: Any) -> None:
             given = args[0] if args else kwargs.get("hidden_states")
-            if recorder.phase == "forward" and given is not None and given.requires_grad:
-                if not given.is_leaf:
-                    given.register_hook(backward(f"before {module}"))
+            if recorder.phase != "forward" or given is None or given.is_leaf:
+                return
+            if given.requires_grad:
+                given.register_hook(backward(f"before {module}"))
 
         return hook
 
