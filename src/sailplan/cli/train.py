@@ -29,6 +29,14 @@ def train(
             "--dry-run", "--dry_run", help="Print command, environment and files; write nothing."
         ),
     ] = False,
+    no_preflight: Annotated[
+        bool,
+        typer.Option(
+            "--no-preflight",
+            "--no_preflight",
+            help="Start without looking first at model, data and machine.",
+        ),
+    ] = False,
 ) -> None:
     """Fine-tunes a model as a run file says, on this machine.
 
@@ -38,13 +46,15 @@ def train(
     from sailplan.hardware.detect import detect
     from sailplan.launcher import local
     from sailplan.launcher.command import command
-    from sailplan.preflight.checks import check, check_hub
+    from sailplan.preflight.before import before_launch
+    from sailplan.preflight.checks import check
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
 
     wanted = Run.from_file(find_run_file(run), context.args)
     wanted = RunDirectory.of(wanted).pinned(wanted)
-    check(wanted)
+    if not no_preflight:
+        check(wanted)
     environment = {**os.environ, **wanted.environment()}
     machine = detect(environment)
     port = local.meeting_port(wanted)
@@ -60,7 +70,8 @@ def train(
             print(f"\n# {path}\n{text}", end="")
         return
     RunDirectory.of(wanted).check(wanted)
-    check_hub(wanted)
+    if not no_preflight:
+        before_launch(wanted, machine)
     raise typer.Exit(local.train(wanted, launch, machine, environment))
 
 
