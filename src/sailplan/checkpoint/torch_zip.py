@@ -42,7 +42,7 @@ _ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError),
     *(EOFError, UnicodeDecodeError),
 )
-"""What Python's `zipfile` raises on archives that are broken, or of kinds that torch never writes."""
+"""What Python's `zipfile` raises on archives that are broken, or none that torch writes."""
 
 
 def read(path: Path, *, start: int = 0, num_bytes: int | None = None) -> Any:

@@ -77,7 +77,8 @@ def write_and_tell(
             on_bytes=advance,
         )
     written_s = time.monotonic() - start
-    verified = look.verify(job, output, digests, verify)
+    with track_bytes("verifying", total=look.effort(job, verify)) as advance:
+        verified = look.verify(job, output, digests, verify, on_bytes=advance)
     table = _table("", "")
     rate = job.num_bytes / max(written_s, 1e-9)
     table.add_row("tensors", f"{len(job.plans)} in {len(job.shards)} files")
