@@ -64,6 +64,11 @@ class TensorPlan:
         return self.source.numel * ITEM_BYTES[self.dtype]
 
     @property
+    def takes(self) -> tuple[str, ...]:
+        """The names of the adapter's tensors that go into it."""
+        return (*self.replaced_by, *(self.delta.reads if self.delta else ()))
+
+    @property
     def is_copy(self) -> bool:
         """Whether its bytes are those of its segments."""
         return self.delta is None and all(s.dtype == self.dtype for s in self.source.segments)
@@ -84,16 +89,15 @@ class Shard:
         return sum(tensor.num_bytes for tensor in self.tensors)
 
 
-def prove(plans: Sequence[TensorPlan], adapter: Iterable[str] = ()) -> None:
-    """Proves that each element of the output comes from one place, and the adapter is used up.
+def prove(plans: Sequence[TensorPlan]) -> None:
+    """Proves that each element of the output comes from one place.
 
     Args:
         plans: The tensors of the output.
-        adapter: The names of all tensors in the adapter's file.
 
     Raises:
-        CheckpointError: An output is covered twice or not at all, a segment lies outside its file,
-            or a tensor of the adapter goes nowhere.
+        CheckpointError: An output is covered twice or not at all, or a segment lies outside its
+            file.
     """
     names: set[str] = set()
     sizes: dict[Path, int] = {}
@@ -109,9 +113,21 @@ def prove(plans: Sequence[TensorPlan], adapter: Iterable[str] = ()) -> None:
             )
         for segment in plan.source.segments:
             _check_inside(segment, sizes)
+
+
+def prove_used_up(plans: Sequence[TensorPlan], adapter: Iterable[str]) -> None:
+    """Proves that each tensor of an adapter goes into one weight.
+
+    Args:
+        plans: The weights of the modules. In the layout of files, one may have become several.
+        adapter: The names of all tensors in the adapter's file.
+
+    Raises:
+        CheckpointError: One goes nowhere, or into two.
+    """
     used: dict[str, str] = {}
     for plan in plans:
-        for name in (*plan.replaced_by, *(plan.delta.reads if plan.delta else ())):
+        for name in plan.takes:
             if name in used:
                 raise CheckpointError(
                     f"the adapter's {name} would go into {used[name]} and {plan.name}"
