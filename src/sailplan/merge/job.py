@@ -203,11 +203,14 @@ def _adapter_and_base(
 
 
 def _check_nothing_lost(plans: Sequence[TensorPlan], made: Sequence[TensorPlan]) -> None:
-    """Proves that what goes into the modules' weights goes into those of the files as well."""
-    lost = {name for p in plans for name in p.takes} - {name for p in made for name in p.takes}
-    if lost:
+    """Proves that what is added to the modules' weights is added to those of the files as well."""
+    added, kept = (
+        {name for plan in some if plan.delta is not None for name in plan.delta.reads}
+        for some in (plans, made)
+    )
+    if added != kept:
         raise CheckpointError(
-            f"{min(lost)} of the adapter is lost on the way to the files' names",
+            f"{min(added - kept)} of the adapter is lost on the way to the files' names",
             todo="keep the names of the modules: --names module",
         )
 

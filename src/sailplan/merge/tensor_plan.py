@@ -64,11 +64,6 @@ class TensorPlan:
         return self.source.numel * ITEM_BYTES[self.dtype]
 
     @property
-    def takes(self) -> tuple[str, ...]:
-        """The names of the adapter's tensors that go into it."""
-        return (*self.replaced_by, *(self.delta.reads if self.delta else ()))
-
-    @property
     def is_copy(self) -> bool:
         """Whether its bytes are those of its segments."""
         return self.delta is None and all(s.dtype == self.dtype for s in self.source.segments)
@@ -127,7 +122,7 @@ def prove_used_up(plans: Sequence[TensorPlan], adapter: Iterable[str]) -> None:
     """
     used: dict[str, str] = {}
     for plan in plans:
-        for name in plan.takes:
+        for name in (*plan.replaced_by, *(plan.delta.reads if plan.delta else ())):
             if name in used:
                 raise CheckpointError(
                     f"the adapter's {name} would go into {used[name]} and {plan.name}"
