@@ -7,7 +7,7 @@ merge-weights, an adapter onto its base against PEFT's merge_and_unload. Besides
 of the output's bytes, and reading the inputs' bytes plus writing the output's. Imports are timed
 apart. Memory is the growth of anonymous memory after the imports.
 
-    python benchmarks/merge.py [--gb 2] [--repetitions 3] [--merge NAME] [--json FILE]
+    python benchmarks/merge.py [--gb 2] [--repetitions 3] [--merge NAME] [--cache cold] [--json F]
 
 Prints a table; exits with 1 where an aim is missed.
 """
@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+CACHES = ("warm", "cold")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 MOST_GROWTH_BYTES = 128e6
 MOST_OF_COLD_BOUND = 1.25
@@ -50,11 +52,16 @@ def main() -> int:
         "--folder", type=Path, help="where the files lie (default: a temporary one)"
     )
     parser.add_argument("--merge", choices=list(MERGES), help="this one alone")
+    parser.add_argument("--cache", choices=CACHES, help="this state of the cache alone")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         wanted = [options.merge] if options.merge else list(MERGES)
-        rows = measure(Path(folder), options.gb, options.repetitions, wanted)
+        caches = [options.cache] if options.cache else CACHES
+        if "cold" in caches and not os.access(DROP_CACHES, os.W_OK):
+            print("warm figures alone: only root may empty the cache", file=sys.stderr)
+            caches = ["warm"]
+        rows = measure(Path(folder), options.gb, options.repetitions, wanted, caches)
     missed = show(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))
@@ -62,14 +69,14 @@ def main() -> int:
 
 
 def measure(
-    folder: Path, gigabytes: float, repetitions: int, wanted: list[str]
+    folder: Path, gigabytes: float, repetitions: int, wanted: list[str], caches: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Returns a row for each merge, tool and state of the cache."""
     inputs = make_inputs(folder, gigabytes)
     rows: list[dict[str, Any]] = []
     for merge in wanted:
         tools, source = MERGES[merge], inputs[merge]
-        for cold in (False, True) if can_be_cold() else (False,):
+        for cold in (cache == "cold" for cache in caches):
             times: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
             if cold:
                 times["bound"] = []
@@ -91,14 +98,6 @@ def measure(
                     flush=True,
                 )
     return rows
-
-
-def can_be_cold() -> bool:
-    """Says whether this process may empty the system's cache, and tells where it may not."""
-    if os.access(DROP_CACHES, os.W_OK):
-        return True
-    print("warm figures alone: only root may empty the cache", file=sys.stderr)
-    return False
 
 
 def make_inputs(folder: Path, gigabytes: float) -> dict[str, Path]:
