@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import skip_data
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 RANKS = 4
@@ -46,8 +49,14 @@ def values(numel: int, seed: int) -> torch.Tensor:
     return block.repeat(-(-numel // block.numel()))[:numel]
 
 
-def zero3(folder: Path, model: LlamaConfig) -> Path:
-    """A `checkpoint-1` that DeepSpeed's ZeRO-3 could have written, on `RANKS` ranks, in bf16."""
+def zero3(folder: Path, model: LlamaConfig, *, hollow: bool = False) -> Path:
+    """A `checkpoint-1` that DeepSpeed's ZeRO-3 could have written, on `RANKS` ranks, in bf16.
+
+    Args:
+        folder: Where.
+        model: The shapes.
+        hollow: Holes in the files in place of the weights, which take no room on the disk.
+    """
     step = folder / "checkpoint-1" / "global_step1"
     step.mkdir(parents=True)
     model.save_pretrained(step.parent)
@@ -56,13 +65,16 @@ def zero3(folder: Path, model: LlamaConfig) -> Path:
     parts = {name: -(-math.prod(shape) // RANKS) for name, shape in own.items()}
     placeholders = {name: torch.empty(0, dtype=torch.bfloat16) for name in own}
     for rank in range(RANKS):
-        flat = values(sum(parts.values()), rank)
+        numel = sum(parts.values())
+        with FakeTensorMode() if hollow else nullcontext():
+            flat = torch.empty(numel) if hollow else values(numel, rank)
         prefix = f"zero_pp_rank_{rank}_mp_rank_00"
         optimizer = {"zero_stage": 3, "partition_count": RANKS, "fp32_flat_groups": [flat]}
-        torch.save(
-            {"optimizer_state_dict": optimizer, "ds_config": {}, "ds_version": "0.19.8"},
-            step / f"bf16_{prefix}_optim_states.pt",
-        )
+        with skip_data(materialize_fake_tensors=True) if hollow else nullcontext():
+            torch.save(
+                {"optimizer_state_dict": optimizer, "ds_config": {}, "ds_version": "0.19.8"},
+                step / f"bf16_{prefix}_optim_states.pt",
+            )
         states = {
             "module": OrderedDict(placeholders),
             "param_shapes": [OrderedDict((n, torch.Size(shape)) for n, shape in own.items())],

@@ -105,16 +105,19 @@ def test_broken_metadata_are_refused(copy: Path) -> None:
         dcp.read(copy)
 
 
+MARK = f"sailplan-dcp-ran-{os.getpid()}"
+
+
 class Evil:
     def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, ("touch /tmp/sailplan-dcp-ran",)
+        return os.system, (f"touch {MARK}",)
 
 
 def test_metadata_that_try_to_run_code_run_none(copy: Path) -> None:
     (copy / ".metadata").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(CheckpointError, match=r"system, which a checkpoint has no reason to call"):
         dcp.read(copy)
-    assert not Path("/tmp/sailplan-dcp-ran").exists()
+    assert not Path(MARK).exists()
 
 
 def _rewrite(copy: Path, change: Callable[[SimpleNamespace], None]) -> None:

@@ -20,7 +20,8 @@ from tests.support.launch import free_port
 SCRIPT = Path(__file__).with_name("zero_ranks.py")
 CASES = (
     *("zero1", "zero2", "zero3", "zero1_fp32", "zero2_two_groups", "zero3_two_groups"),
-    *("zero3_subgroups", "zero2_offload", "zero1_bf16_optimizer", "zero2_legacy", "zero3_legacy"),
+    *("zero3_subgroups", "zero2_offload", "zero3_offload", "zero1_bf16_optimizer"),
+    *("zero2_legacy", "zero3_legacy"),
 )
 NOT_BY_DEEPSPEED = {
     "zero1": "drops frozen parameters",
@@ -95,6 +96,19 @@ def test_working_weights_are_the_masters_rounded(written: Path, case: str) -> No
 
 def test_zero3_has_no_whole_working_weights(written: Path) -> None:
     assert not zero.read(written / "zero3" / "global_step2").working
+
+
+def test_masters_in_bf16_are_read_as_such(written: Path, copy: Path) -> None:
+    """As `bf16_master_weights_and_grads` saves them, under the name of float32 groups."""
+    for rank in range(len(list(copy.glob("*_optim_states.pt")))):
+        states = torch.load(rank_file(copy, rank), weights_only=False)
+        groups = states["optimizer_state_dict"]["fp32_flat_groups"]
+        groups[:] = [group.bfloat16() for group in groups]
+        torch.save(states, rank_file(copy, rank))
+    expected = torch.load(written / "zero3" / "expected.pt")
+
+    for name, pieces in zero.read(copy).trained.items():
+        assert joined(pieces).equal(expected[name].bfloat16()), name
 
 
 @pytest.fixture

@@ -54,6 +54,15 @@ CASES: dict[str, dict[str, Any]] = {
         "zero_force_ds_cpu_optimizer": False,
         **BF16,
     },
+    "zero3_offload": {
+        "zero_optimization": {
+            "stage": 3,
+            "offload_optimizer": {"device": "cpu"},
+            "offload_param": {"device": "cpu"},
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        **BF16,
+    },
     "zero1_bf16_optimizer": {
         "zero_optimization": {"stage": 1},
         "bf16": {"enabled": True},

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+import torch.distributed.checkpoint as dcp
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig
 
 from benchmarks import layouts
@@ -44,9 +52,11 @@ def test_merge_tells_what_came_out(tmp_path: Path, adapter: Path) -> None:
     for line in (
         rf"^adapter {adapter}$",
         r"tensors +58 in 1 files",
-        r"written +828\.4 kB",
+        r"read +8\d\d\.\d kB",
+        r"written +828\.4 kB, .*/s",
         r"verified .* 2 of 2 targets changed, 58 tensors recomputed bit for bit",
         r"peak memory +\d",
+        r"seconds +[\d.]+ writing, [\d.]+ in all",
         rf"^merged into {tmp_path / 'out'}$",
     ):
         assert re.search(line, out, re.MULTILINE), (line, out)
@@ -57,10 +67,38 @@ def test_merge_tells_what_came_out(tmp_path: Path, adapter: Path) -> None:
     assert not info["unexpected_keys"]
 
 
+def test_bar_on_a_terminal_tells_bytes_a_second_and_the_time_left(
+    tmp_path: Path, adapter: Path
+) -> None:
+    """As a user sees it: standard error is a terminal, of which all that was drawn is read."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    program = (
+        "import sys, time; from sailplan.merge import stream; real = stream._put\n"
+        "def slow(*arguments): time.sleep(0.05); real(*arguments)\n"
+        "stream._put = slow; sys.argv[0] = 'sailplan'\n"
+        "from sailplan.__main__ import main; main()"
+    )
+    arguments = ["merge", adapter, "--output", tmp_path / "out", "--workers", "1"]
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        drawn = b""
+        with contextlib.suppress(OSError):  # what a terminal's end answers when nobody writes
+            while part := os.read(ours, 4096):
+                drawn += part
+        assert process.stdout is not None
+        assert "merged into" in process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"writing" in drawn
+    assert re.search(rb"[\d.]+/[\d.]+ (kB|MB)", drawn)
+    assert re.search(rb"[\d.]+ [kMG]B/s", drawn)
+    assert re.search(rb"\d:\d\d:\d\d", drawn)
+
+
 def test_adapter_that_does_nothing_is_an_error(tmp_path: Path, adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
-    from safetensors.torch import load_file, save_file
-
     save_file({n: torch.zeros_like(t) for n, t in load_file(path).items()}, path)
     code, _, err = sailplan("merge", adapter, "-o", tmp_path / "out")
     assert code == 9
@@ -138,6 +176,34 @@ def test_export_writes_each_format(tmp_path: Path, tiny_model: Callable[[str], P
     code, _, err = sailplan("export", model, "--format", "gguf", "--output", tmp_path / "x")
     assert code == 2
     assert err == "error: --format gguf; allowed: hf, meta, bnb-4bit, bnb-8bit\n"
+
+
+def test_adapter_whose_file_is_empty_is_recovered_from_what_fsdp_saved(
+    tmp_path: Path, adapter: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    """Merged, it is what the adapter was before its file was lost."""
+    saved = adapter / "adapter_model.safetensors"
+    state = {
+        re.sub(r"(lora_[AB])", r"\1.default", f"model.{name}"): tensor
+        for name, tensor in load_file(saved).items()
+    }
+    checkpoint = Path(shutil.copytree(adapter, tmp_path / "lost" / "checkpoint-5"))
+    folder = checkpoint / "pytorch_model_fsdp_0"
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+    save_file({}, checkpoint / "adapter_model.safetensors")
+
+    code, _, err = sailplan("merge", checkpoint, "-o", tmp_path / "out")
+    assert code == 9
+    assert f"sailplan recover-adapter {checkpoint}" in err
+    code, out, err = sailplan("recover-adapter", checkpoint, "--output", tmp_path / "again")
+    assert code == 0, err
+    assert out.endswith(f"recovered into {tmp_path / 'again'}\n")
+
+    found = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert found.keys() == load_file(saved).keys()
+    assert all(found[name].equal(tensor) for name, tensor in load_file(saved).items())
+    base = AutoModelForImageTextToText.from_pretrained(tiny_model("qwen2_vl"))
+    PeftModel.from_pretrained(base, tmp_path / "again")
 
 
 def test_recovering_needs_a_sharded_checkpoint(tmp_path: Path, adapter: Path) -> None:

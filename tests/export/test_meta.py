@@ -163,7 +163,7 @@ def test_memory_stays_small_whatever_the_models_size(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from benchmarks.merge import Growth
+from benchmarks.merge_tools import Growth
 from sailplan.export.meta import export_meta, plans_of
 plans_of(Path(sys.argv[1]))
 with Growth() as growth:

@@ -29,7 +29,7 @@ from sailplan.merge.adapter import Applied, apply
 from sailplan.merge.reader import Reader
 from sailplan.merge.recompute import recompute
 from sailplan.merge.stream import compute
-from sailplan.merge.tensor_plan import Shard, TensorPlan, prove
+from sailplan.merge.tensor_plan import Shard, TensorPlan, prove, prove_used_up
 
 LLAMA = LlamaConfig(
     vocab_size=131,
@@ -171,7 +171,8 @@ def by_peft(base: Any, adapter: Path) -> dict[str, torch.Tensor]:
 def put_on(adapter: Path, plans: list[TensorPlan], model: Any) -> Applied:
     read = adapter_folder.read(adapter)
     made = apply(read, plans, model)
-    prove(made.plans, read.tensors)
+    prove(made.plans)
+    prove_used_up(made.plans, read.tensors)
     return made
 
 

@@ -18,7 +18,7 @@ from sailplan.checkpoint.stored import Pieces, Row, StoredTensor
 from sailplan.errors import CheckpointError, OutputError
 from sailplan.merge import stream
 from sailplan.merge.journal import NAME
-from sailplan.merge.tensor_plan import Shard, TensorPlan, prove, shard
+from sailplan.merge.tensor_plan import Shard, TensorPlan, prove, prove_used_up, shard
 from sailplan.merge.write import verify, write
 
 
@@ -166,7 +166,7 @@ def test_plan_that_is_not_whole_is_not_proven(tmp_path: Path, model: Path) -> No
     with pytest.raises(CheckpointError, match=r"takes \d+ elements, 0 are there"):
         prove([TensorPlan(name=name, dtype="float32", source=short)])
     with pytest.raises(CheckpointError, match="1 of the adapter's tensors match nothing"):
-        prove([good], ["lora_A.weight"])
+        prove_used_up([good], ["lora_A.weight"])
     cut_off = tmp_path / "model.safetensors"
     cut_off.write_bytes((model / "model.safetensors").read_bytes()[:-9])
     last = max(found.values(), key=lambda tensor: tensor.offset)

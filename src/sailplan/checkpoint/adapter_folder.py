@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sailplan.checkpoint import hub_folder, zero_states
+from sailplan.checkpoint import dcp, hub_folder, zero_states
 from sailplan.checkpoint.stored import Pieces
 from sailplan.errors import CheckpointError
 
@@ -87,8 +87,13 @@ def read(folder: Path) -> AdapterFolder:
 
 def _remedy(folder: Path) -> str:
     """Says how the weights can be had where the sharded state is still there."""
-    beside = [folder, folder.parent]
-    sharded = [path for home in beside for path in sorted(home.glob("global_step*"))]
-    if any(zero_states.is_zero(path) for path in sharded):
-        return f"the weights are in {sharded[-1].name}: sailplan recover-adapter {folder}"
+    beside = [entry for home in (folder, folder.parent) for entry in sorted(home.glob("*"))]
+    sharded = [
+        entry
+        for entry in beside
+        if (entry.name.startswith("global_step") and zero_states.is_zero(entry))
+        or (entry.name.startswith("pytorch_model_fsdp") and dcp.is_dcp(entry))
+    ]
+    if sharded:
+        return f"the weights are in {sharded[0].name}: sailplan recover-adapter {folder}"
     return ""

@@ -11,6 +11,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -24,12 +25,24 @@ _LEGACY_HEAD = pickle.dumps(_LEGACY_MAGIC, protocol=2)
 _MAX_PICKLE_BYTES = 1 << 30
 """Of the objects without their tensors; those of a run on 1,024 ranks take some 100 MB."""
 
+_LOCAL_HEAD_BYTES = 30
+"""Of an entry's head, before its name and padding (APPNOTE 4.3.7)."""
+_HEAD_MARK, _STREAMED = b"PK\3\4", 8
+_BEHIND, _BEHIND_IF_STREAMED = (_HEAD_MARK, b"PK\1\2"), (b"PK\7\10",)
+"""What follows a content: the next head or the directory, or a checksum where that came later."""
+
 _BROKEN = "the file is truncated or corrupt: get it again"
 _PICKLE_ERRORS = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError),
     *(AttributeError, UnicodeDecodeError, OverflowError, MemoryError, RecursionError),
 )
 """What Python's unpickler raises on bytes that are no pickle."""
+
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError),
+    *(EOFError, UnicodeDecodeError),
+)
+"""What Python's `zipfile` raises on archives that are broken, or none that torch writes."""
 
 
 def read(path: Path, *, start: int = 0, num_bytes: int | None = None) -> Any:
@@ -61,7 +74,7 @@ def read(path: Path, *, start: int = 0, num_bytes: int | None = None) -> Any:
             return _read_zip(path, file, start)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise CheckpointError(f"{path}: {error}", todo=_BROKEN) from error
 
 
@@ -110,9 +123,9 @@ def _read_zip(path: Path, file: IO[bytes], start: int) -> Any:
                 raise CheckpointError(
                     f"{path} is compressed", allowed="the uncompressed archives of torch.save"
                 )
-            file.seek(entry.header_offset + 26)
-            name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-            offset = entry.header_offset + 30 + name_bytes + extra_bytes
+            offset = _begin(file, entry)
+            if offset is None:
+                raise CheckpointError(f"{path} has a broken head at storage {key}", todo=_BROKEN)
             num_bytes = count * ITEM_BYTES[dtype]
             if num_bytes > entry.file_size or start + offset + num_bytes > size_bytes:
                 raise CheckpointError(f"{path} ends within the storage {key}", todo=_BROKEN)
@@ -122,6 +135,21 @@ def _read_zip(path: Path, file: IO[bytes], start: int) -> Any:
             raise CheckpointError(f"{path} holds objects of more than {_MAX_PICKLE_BYTES} bytes")
         with archive.open(entries["data.pkl"]) as content:
             return load(InertUnpickler(content, locate, label=str(path)), path)
+
+
+def _begin(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
+    """Returns where an entry's content begins; None where the head before it is broken.
+
+    The content begins behind a name and padding whose lengths stand in that head alone: a wrong one
+    would shift every element. So what follows the content must be the archive's next part.
+    """
+    file.seek(entry.header_offset)
+    head = file.read(_LOCAL_HEAD_BYTES).ljust(_LOCAL_HEAD_BYTES, b"\0")
+    name_bytes, extra_bytes = struct.unpack("<HH", head[-4:])
+    begin = entry.header_offset + _LOCAL_HEAD_BYTES + name_bytes + extra_bytes
+    file.seek(begin + entry.compress_size)
+    marks = _BEHIND_IF_STREAMED if entry.flag_bits & _STREAMED else _BEHIND
+    return begin if head[:4] == _HEAD_MARK and file.read(4) in marks else None
 
 
 def _read_legacy(path: Path, file: IO[bytes]) -> Any:

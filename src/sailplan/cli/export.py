@@ -41,7 +41,8 @@ def export(
         from sailplan.cli.tables import write_and_tell
         from sailplan.merge.job import Options, prepare
 
-        write_and_tell(prepare(model, Options(dtype=wanted, max_shard_bytes=most)), output)
+        job = prepare(model, Options(dtype=wanted, max_shard_bytes=most))
+        write_and_tell(job, output, done="exported")
         return
     if kind == "meta":
         from sailplan.export.meta import export_meta, plans_of

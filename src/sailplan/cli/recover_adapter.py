@@ -36,4 +36,4 @@ def recover_adapter(
 
     calm_libraries()
     job = prepare_adapter(path, None if dtype == "auto" else dtype)
-    write_and_tell(job, output, verify="none", force=force)
+    write_and_tell(job, output, verify="none", force=force, done="recovered")

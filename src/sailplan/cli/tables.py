@@ -51,8 +51,17 @@ def write_and_tell(
     verify: Level = "sample",
     workers: int | None = None,
     force: bool = False,
+    done: str = "merged",
 ) -> None:
     """Writes a model, looks at it again, and prints what came out.
+
+    Args:
+        job: The plan.
+        output: The folder.
+        verify: How much is looked at again.
+        workers: Chunks at once.
+        force: Write over a model that is there.
+        done: What the last line calls it.
 
     Raises:
         CheckpointError: An input is broken, or what was written is not what was planned.
@@ -77,7 +86,8 @@ def write_and_tell(
             on_bytes=advance,
         )
     written_s = time.monotonic() - start
-    verified = look.verify(job, output, digests, verify)
+    with track_bytes("verifying", total=look.effort(job, verify)) as advance:
+        verified = look.verify(job, output, digests, verify, on_bytes=advance)
     table = _table("", "")
     rate = job.num_bytes / max(written_s, 1e-9)
     table.add_row("tensors", f"{len(job.plans)} in {len(job.shards)} files")
@@ -93,7 +103,7 @@ def write_and_tell(
         print(f"note: the adapter leaves {name} as it was")
     if len(verified.unchanged) > 3:
         print(f"note: and {len(verified.unchanged) - 3} more")
-    print(f"merged into {output}")
+    print(f"{done} into {output}")
 
 
 def _verified(found: Verified) -> str:

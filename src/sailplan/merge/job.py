@@ -15,7 +15,7 @@ from sailplan.merge.companions import CONFIG, companions
 from sailplan.merge.read import cast, read
 from sailplan.merge.recover import adapter_of, recovered
 from sailplan.merge.source import Source, base_of, recognise
-from sailplan.merge.tensor_plan import Shard, TensorPlan, prove, shard
+from sailplan.merge.tensor_plan import Shard, TensorPlan, prove, prove_used_up, shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,15 +126,15 @@ def prepare(path: Path, options: Options | None = None) -> Job:
             plans = dequantised(plans, other, settings_of(source.home))
             share = error_against_adapter(plans)
             notes.append(f"quantising the base changed it {share:.2f} times as much as the adapter")
-        prove(plans, tuned.tensors)
+        prove_used_up(plans, tuned.tensors)
         changes = _changes(applied, model)
         notes += [
             f"{name} is no longer tied: the adapter changed one of two" for name in applied.untied
         ]
-    else:
-        prove(plans)
+    prove(plans)
     made = to_hub(plans, model) if wanted.names == "hub" else plans
     prove(made)
+    _check_nothing_lost(plans, made)
     homes = [source.home, source.home.parent, *([base.home] if base else []), home]
     return Job(
         source=source,
@@ -200,6 +200,19 @@ def _adapter_and_base(
             todo="merge that one first, and name the result: --base",
         )
     return adapter, base
+
+
+def _check_nothing_lost(plans: Sequence[TensorPlan], made: Sequence[TensorPlan]) -> None:
+    """Proves that what is added to the modules' weights is added to those of the files as well."""
+    added, kept = (
+        {name for plan in some if plan.delta is not None for name in plan.delta.reads}
+        for some in (plans, made)
+    )
+    if added != kept:
+        raise CheckpointError(
+            f"{min(added - kept)} of the adapter is lost on the way to the files' names",
+            todo="keep the names of the modules: --names module",
+        )
 
 
 def _changes(applied: Applied, model: PreTrainedModel) -> dict[str, Any]:

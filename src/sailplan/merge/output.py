@@ -56,7 +56,7 @@ def carry_out(
 
 
 def check_output(job: Job, output: Path, *, force: bool = False) -> None:
-    """Refuses an output folder that holds a model already, or is where inputs lie.
+    """Refuses an output folder that holds a model already, or inputs in any depth.
 
     Raises:
         OutputError: It is one of these, or a file.
@@ -74,8 +74,10 @@ def check_output(job: Job, output: Path, *, force: bool = False) -> None:
         inputs.add(job.base.folder)
     if job.adapter:
         inputs.add(job.adapter.folder)
-    if home in {folder.resolve() for folder in inputs}:
-        raise OutputError(f"{output} is an input", todo="choose another output folder")
+    for folder in sorted(folder.resolve() for folder in inputs):
+        if home == folder or home in folder.parents:
+            what = "is an input" if home == folder else f"holds {folder}, which is an input"
+            raise OutputError(f"{output} {what}", todo="choose another output folder")
     if force or not there or (output / journal.NAME).is_file():
         return
     held = [file.name for file in job.shards if (output / file.name).exists()]

@@ -189,7 +189,7 @@ def _write_chunks(
     return [digests[number] for number in range(len(parts))]
 
 
-def read_back(shard: Shard, path: Path) -> str:
+def read_back(shard: Shard, path: Path, on_bytes: Callable[[int], object] = lambda _: None) -> str:
     """Returns the digest of a written file, read from the disk, to compare with `write_shard`'s.
 
     Raises:
@@ -203,10 +203,11 @@ def read_back(shard: Shard, path: Path) -> str:
             segment = Segment(file=path, offset=offset, count=num_bytes, dtype="uint8")
             return reader.read([segment])
 
-        digests = [
-            xxhash.xxh3_64_intdigest(content(chunk.offset, chunk.num_bytes).numpy().data)
-            for chunk in parts
-        ]
+        digests: list[int] = []
+        for chunk in parts:
+            part = content(chunk.offset, chunk.num_bytes)
+            digests.append(xxhash.xxh3_64_intdigest(part.numpy().data))
+            on_bytes(chunk.num_bytes)
         return _digest(content(0, len(head)).numpy().tobytes(), digests)
 
 

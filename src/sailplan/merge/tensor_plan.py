@@ -84,16 +84,15 @@ class Shard:
         return sum(tensor.num_bytes for tensor in self.tensors)
 
 
-def prove(plans: Sequence[TensorPlan], adapter: Iterable[str] = ()) -> None:
-    """Proves that each element of the output comes from one place, and the adapter is used up.
+def prove(plans: Sequence[TensorPlan]) -> None:
+    """Proves that each element of the output comes from one place.
 
     Args:
         plans: The tensors of the output.
-        adapter: The names of all tensors in the adapter's file.
 
     Raises:
-        CheckpointError: An output is covered twice or not at all, a segment lies outside its file,
-            or a tensor of the adapter goes nowhere.
+        CheckpointError: An output is covered twice or not at all, or a segment lies outside its
+            file.
     """
     names: set[str] = set()
     sizes: dict[Path, int] = {}
@@ -109,6 +108,18 @@ def prove(plans: Sequence[TensorPlan], adapter: Iterable[str] = ()) -> None:
             )
         for segment in plan.source.segments:
             _check_inside(segment, sizes)
+
+
+def prove_used_up(plans: Sequence[TensorPlan], adapter: Iterable[str]) -> None:
+    """Proves that each tensor of an adapter goes into one weight.
+
+    Args:
+        plans: The weights of the modules. In the layout of files, one may have become several.
+        adapter: The names of all tensors in the adapter's file.
+
+    Raises:
+        CheckpointError: One goes nowhere, or into two.
+    """
     used: dict[str, str] = {}
     for plan in plans:
         for name in (*plan.replaced_by, *(plan.delta.reads if plan.delta else ())):

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Level = Literal["full", "sample", "none"]
 Recompute = Callable[[], torch.Tensor | None]
 
-SAMPLE = 8
-"""Tensors that are computed once more where not all are."""
+SAMPLE = 4
+"""Tensors of each way that are computed once more where not all are."""
 _SMALL_BYTES = 16 << 20
 """Of the tensors that a sample is taken from: it holds two or three copies of one."""
 _AT_ONCE = 1 << 20
@@ -58,7 +58,7 @@ def verify(
     digests: Mapping[str, str],
     level: Level,
     *,
-    on_tensor: Callable[[], object] = lambda: None,
+    on_bytes: Callable[[int], object] = lambda _: None,
 ) -> Verified:
     """Proves that what was written is what was planned.
 
@@ -68,7 +68,8 @@ def verify(
         digests: What `write` returned.
         level: `full` reads every file back and computes every tensor once more, `sample` a few,
             `none` does nothing.
-        on_tensor: Called after each tensor that was computed once more.
+        on_bytes: Told of bytes that were read back or computed once more, as they come; of
+            `effort` in all.
 
     Raises:
         CheckpointError: Something differs, or an adapter changes nothing at all.
@@ -76,7 +77,7 @@ def verify(
     if level == "none":
         return Verified()
     if level == "full":
-        write.verify(job.shards, output, digests)
+        write.verify(job.shards, output, digests, on_bytes)
     for shard in job.shards:
         _reopen(shard, output / shard.name)
     _check_index(job.shards, output)
@@ -90,8 +91,9 @@ def verify(
             todo="check the adapter, or write --dtype float32",
         )
     recomputed = 0
-    for name, compute in _recomputations(job, level):
-        expected = compute()
+    for plan, compute in _recomputations(job, level):
+        expected, name = compute(), plan.name
+        on_bytes(plan.num_bytes)
         if expected is None:
             continue
         found = _load(written[name], name)
@@ -100,8 +102,15 @@ def verify(
                 f"{name} in {written[name]} is not what it should be", todo=_BROKEN
             )
         recomputed += 1
-        on_tensor()
     return Verified(recomputed=recomputed, targets=len(targets), unchanged=unchanged)
+
+
+def effort(job: Job, level: Level) -> int:
+    """Returns how many bytes `verify` goes through."""
+    if level == "none":
+        return 0
+    again = sum(plan.num_bytes for plan, _ in _recomputations(job, level))
+    return again + (job.num_bytes if level == "full" else 0)
 
 
 def _reopen(shard: Shard, path: Path) -> None:
@@ -143,15 +152,17 @@ def _changes(plan: TensorPlan, path: Path) -> bool:
     return False
 
 
-def _recomputations(job: Job, level: Level) -> list[tuple[str, Recompute]]:
-    """Returns the names of tensors that can be computed another way, and how; a few or all."""
-    ways = [*_copies(job), *_by_peft(job)]
-    if level == "full":
-        return [(plan.name, way) for plan, way in ways]
-    ways.sort(key=lambda way: way[0].num_bytes)
-    small = [(plan.name, way) for plan, way in ways if plan.num_bytes <= _SMALL_BYTES]
+def _recomputations(job: Job, level: Level) -> list[tuple[TensorPlan, Recompute]]:
+    """Returns the tensors that can be computed another way, and how; a few or all."""
+    ways = (list(_by_peft(job)), list(_copies(job)))
+    return [way for found in ways for way in (found if level == "full" else _sample(found))]
+
+
+def _sample(ways: Sequence[tuple[TensorPlan, Recompute]]) -> list[tuple[TensorPlan, Recompute]]:
+    """Returns some of the tensors that take little memory; of large ones alone, the smallest."""
+    small = [way for way in ways if way[0].num_bytes <= _SMALL_BYTES]
     if not small:
-        return [(plan.name, way) for plan, way in ways[:1]]
+        return sorted(ways, key=lambda way: way[0].num_bytes)[:1]
     return random.Random(len(small)).sample(small, min(SAMPLE, len(small)))  # noqa: S311
 
 

@@ -56,7 +56,11 @@ def write(
         raise OutputError(f"cannot write {folder}: {error.strerror}") from error
     _refuse_inputs(shards, folder)
     journal = Journal.open(folder, key)
-    kept = {shard.name for shard in shards if _is_whole(shard, folder, journal)}
+    kept: set[str] = set()
+    for shard in shards:
+        if _is_whole(shard, folder, journal):
+            kept.add(shard.name)
+            on_bytes(shard.num_bytes)
     _check_room([shard for shard in shards if shard.name not in kept], folder)
     journal.begin()
     _put_beside(beside or {}, folder)
@@ -65,7 +69,6 @@ def write(
         for shard in shards:
             if shard.name in kept:
                 digests[shard.name] = journal.finished[shard.name]
-                on_bytes(shard.num_bytes)
                 continue
             digests[shard.name] = write_shard(
                 shard,
@@ -85,14 +88,19 @@ def write(
     return digests
 
 
-def verify(shards: Sequence[Shard], folder: Path, digests: Mapping[str, str]) -> None:
+def verify(
+    shards: Sequence[Shard],
+    folder: Path,
+    digests: Mapping[str, str],
+    on_bytes: Callable[[int], object] = lambda _: None,
+) -> None:
     """Reads every file back and compares it with what was written.
 
     Raises:
         CheckpointError: The disk returns something else.
     """
     for shard in shards:
-        if read_back(shard, folder / shard.name) != digests[shard.name]:
+        if read_back(shard, folder / shard.name, on_bytes) != digests[shard.name]:
             raise CheckpointError(
                 f"{folder / shard.name} reads back otherwise than it was written",
                 todo="check the disk, and merge again into another folder",
