@@ -1,4 +1,4 @@
-"""`method`, and `per_device_train_batch_size: auto`: what they become, and who may leave them open."""
+"""`method`, and a micro batch of `auto`: what they become, and who may leave them open."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class SailplanArguments:
     method: str | None = field(
         default=None,
         metadata={
-            "help": "How the model trains, in a word that sets use_peft, load_in_4bit and dtype; auto "
-            "is the most faithful that fits the GPUs.",
+            "help": "How the model trains, in a word that sets use_peft, load_in_4bit and dtype; "
+            "auto is the most faithful that fits the GPUs.",
             "choices": ["auto", "full", "lora", "qlora"],
         },
     )

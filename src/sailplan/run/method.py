@@ -81,7 +81,7 @@ def method_of(run: Run) -> str:
 
 def is_open(run: Run) -> bool:
     """Says whether the run leaves its method or its micro batch to the plan."""
-    return run.get("method") == AUTO or run.get(MICRO_BATCH) == AUTO
+    return AUTO in (run.get("method"), run.get(MICRO_BATCH))
 
 
 def refuse_open(run: Run) -> None:
