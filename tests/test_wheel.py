@@ -33,6 +33,13 @@ def test_wheel_holds_every_file_of_the_folder(unpacked: Path, name: str) -> None
     assert travelled
 
 
+def test_wheel_holds_the_table_of_public_models(unpacked: Path) -> None:
+    inside = Path("sailplan") / "model" / "published"
+    travelled = {path.name for path in (unpacked / inside).glob("*.json")}
+    assert travelled == {path.name for path in (ROOT / "src" / inside).glob("*.json")}
+    assert travelled
+
+
 def test_wheel_away_from_the_repository_shows_a_run_of_its_own(unpacked: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sailplan", "train", "qwen2_vl_7b-qlora-1x24gb", "--dry-run"],

@@ -52,7 +52,17 @@ def freeze(run: Run, model: PreTrainedModel | PeftModel) -> None:
     for part in frozen_parts(run, model):
         for parameter in parts[part].values():
             parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parts.get(VISION_TOWER, {}).values()):
+    run_frozen_vision_without_autograd(model)
+
+
+def run_frozen_vision_without_autograd(model: PreTrainedModel | PeftModel) -> None:
+    """Has a vision tower in which nothing trains save no activation.
+
+    Args:
+        model: The model that trains, wrapped by PEFT where it does.
+    """
+    tower = parameters_by_part(model).get(VISION_TOWER, {})
+    if not any(parameter.requires_grad for parameter in tower.values()):
         for module in _frozen_vision(base_model(model)):
             _run_without_autograd(module)
 

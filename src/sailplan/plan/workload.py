@@ -58,6 +58,8 @@ class Workload:
     trained_share: float = 1.0
     """Of the tokens, those with a label."""
     images: Images | None = None
+    image_processor: Mapping[str, Any] | None = None
+    """What `preprocessor_config.json` says of sizes; the class's own defaults where None."""
     weights: str = "bfloat16"
     """The dtype of the weights: `float32`, `bfloat16` or `float16`."""
     autocast: str | None = None

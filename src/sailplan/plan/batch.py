@@ -1,0 +1,129 @@
+"""A micro batch as the collator would make it: real ids and grids, pixels of any kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sailplan.errors import ModelError
+from sailplan.plan.workload import Workload
+
+
+def image_processor(config: Any, settings: Any = None) -> Any:
+    """Returns the image processor of a model.
+
+    Args:
+        config: The model's config.
+        settings: What its `preprocessor_config.json` says; the class's own defaults where None.
+
+    Raises:
+        ModelError: transformers has none for the architecture.
+    """
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    settings = dict(settings or {})
+    name = settings.pop("image_processor_type", None)
+    kind = getattr(transformers, str(name).removesuffix("Fast"), None) if name else None
+    if kind is None:
+        entry = IMAGE_PROCESSOR_MAPPING_NAMES.get(config.model_type)
+        names = list(entry.values()) if isinstance(entry, dict) else list(entry or ())
+        names = [n for n in names if n and hasattr(transformers, n)]
+        vision = getattr(getattr(config, "vision_config", None), "model_type", "")
+        if config.model_type == "llava" and vision == "pixtral":
+            names = ["PixtralImageProcessor"]
+        if not names:
+            got = f"transformers has no image processor for {config.model_type}"
+            raise ModelError(got, todo="plan with a local folder of the model, or a text-only run")
+        kind = getattr(transformers, names[0])
+    return kind(**settings)
+
+
+def pixels(workload: Workload, config: Any, processor: Any) -> dict[str, Any]:
+    """Returns what the vision tower is given for the micro batch, for real."""
+    from PIL import Image
+
+    from sailplan.model.families import family_of
+
+    images = workload.images
+    assert images is not None
+    blank = Image.new("RGB", (images.width, images.height))
+    count = images.per_row * workload.micro_batch
+    nested = family_of(config).nested_images
+    given: Any = [blank] * count
+    if nested:
+        given = [[blank] * images.per_row for _ in range(workload.micro_batch)]
+    made = processor(images=given, return_tensors="pt")
+    return dict(made)
+
+
+def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keyword arguments of the model's forward pass.
+
+    Args:
+        workload: The workload.
+        config: The model's config.
+        model: The model, for the number of its image tokens.
+        vision: What `pixels` gave; empty without images.
+    """
+    import inspect
+
+    import torch
+
+    rows, length = workload.micro_batch, workload.length_tokens
+    tokens = image_tokens(config, model, vision) // rows if vision else 0
+    length = max(length, tokens + 8)
+    ids = torch.ones(rows, length, dtype=torch.long)
+    image_id = _image_id(config)
+    if tokens:
+        ids[:, 4 : 4 + tokens] = image_id
+    mask = torch.ones(rows, length, dtype=torch.long)
+    if workload.padded and rows > 1:
+        mask[-1, -2:] = 0
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **vision}
+    accepted = inspect.signature(type(model.base_model).forward).parameters
+    types = (ids == image_id).long() if tokens else torch.zeros_like(ids)
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in accepted and vision:
+            given[name] = types
+    if "cross_attention_mask" in accepted and vision:
+        tiles = vision["pixel_values"].shape[2]
+        given["cross_attention_mask"] = torch.ones(
+            rows, length, vision["pixel_values"].shape[1], tiles, dtype=torch.long
+        )
+    if "kwargs" not in accepted:
+        given = {name: value for name, value in given.items() if name in accepted}
+    return given
+
+
+def image_tokens(config: Any, model: Any, vision: dict[str, Any]) -> int:
+    """Returns how many placeholders the images of the micro batch take in the text.
+
+    Counted where it is decided: in the features that the model puts in their place.
+    """
+    import torch
+
+    from sailplan.model.families import family_of
+
+    if family_of(config).cross_attention:
+        return int(vision["pixel_values"].shape[0] * vision["pixel_values"].shape[1])
+    with torch.no_grad():
+        features = model.base_model.get_image_features(**_accepted(model, vision))
+    features = getattr(features, "pooler_output", features)
+    if isinstance(features, tuple | list):
+        return sum(int(piece.numel() // piece.shape[-1]) for piece in features)
+    return int(features.numel() // features.shape[-1])
+
+
+def _accepted(model: Any, vision: dict[str, Any]) -> dict[str, Any]:
+    import inspect
+
+    parameters = inspect.signature(model.base_model.get_image_features).parameters
+    return {name: value for name, value in vision.items() if name in parameters}
+
+
+def _image_id(config: Any) -> int:
+    for name in ("image_token_id", "image_token_index", "image_patch_id"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return 0

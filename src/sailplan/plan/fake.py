@@ -1,0 +1,144 @@
+"""Running a model without its memory: tensors that have shapes only, and a record of each one's life.
+
+Torch's fake tensors go through the real model, forward and backward. Operations that see none of
+them (token ids, masks, image grids, positions) run for real, so that code which looks at values
+works as well. Every storage that an operation makes is weighed at its birth and at its death.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+_REAL_ELEMENTS = 4096
+"""Floating point tensors up to this size are made for real where nothing fake goes in."""
+
+_aten = torch.ops.aten
+
+
+def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _cpu_attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: _cpu_attention_flops,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: (
+        _cpu_attention_backward_flops
+    ),
+}
+
+
+def fake_mode() -> FakeTensorMode:
+    """Returns the mode under which tensors have no memory."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class Tracker(TorchDispatchMode):
+    """Weighs all storages that operations make while it is active.
+
+    Args:
+        fake: The mode of the fake tensors.
+        known: Tensors that are not to be weighed: parameters and buffers.
+        on_growth: Called with the bytes alive whenever they have grown.
+    """
+
+    def __init__(
+        self,
+        fake: FakeTensorMode,
+        known: Iterable[torch.Tensor],
+        on_growth: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self.fake, self.on_growth = fake, on_growth
+        self.live_bytes = 0
+        self.flops = 0.0
+        self._weighed: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._known = [tensor.untyped_storage() for tensor in known]
+        self._known_ids = {id(storage) for storage in self._known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Runs one operation, for real or with fake tensors, and weighs what it makes."""
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+        if not tensors and _is_large_float(func, args, kwargs):
+            with self.fake:
+                result = func(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+        self._count(func, args, kwargs, result)
+        for leaf in tree_flatten(result)[0]:
+            if isinstance(leaf, torch.Tensor):
+                self.weigh(leaf)
+        return result
+
+    def weigh(self, tensor: torch.Tensor) -> None:
+        """Counts a tensor's storage from now on until it is freed."""
+        if tensor.device.type == "meta":  # counts for its operations alone
+            return
+        storage = tensor.untyped_storage()
+        identity = id(storage)
+        if identity in self._known_ids or identity in self._weighed:
+            return
+        size = storage.nbytes()
+        reference = weakref.ref(storage, lambda _, identity=identity: self._free(identity))
+        self._weighed[identity] = reference, size
+        self.live_bytes += size
+        self.on_growth(self.live_bytes)
+
+    def hide(self, tensor: torch.Tensor) -> int:
+        """Stops counting a tensor that others account for, and returns its bytes."""
+        entry = self._weighed.pop(id(tensor.untyped_storage()), None)
+        if entry is None:
+            return 0
+        storage = entry[0]()
+        if storage is not None:
+            self._known.append(storage)
+            self._known_ids.add(id(storage))
+        self.live_bytes -= entry[1]
+        return entry[1]
+
+    def _free(self, identity: int) -> None:
+        entry = self._weighed.pop(identity, None)
+        if entry is not None:
+            self.live_bytes -= entry[1]
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if func in _ATTENTION:
+            self.flops += _ATTENTION[func](*args, **kwargs)
+        elif func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
+
+
+def _is_large_float(func: Any, args: Any, kwargs: Any) -> bool:
+    """Says whether a factory would make a tensor that is not worth its memory."""
+    dtype = kwargs.get("dtype")
+    if dtype is not None and not dtype.is_floating_point:
+        return False
+    with FakeTensorMode():
+        try:
+            made = func(*args, **kwargs)
+        except Exception:  # it is left to the real one to complain
+            return False
+    return (
+        isinstance(made, torch.Tensor)
+        and made.dtype.is_floating_point
+        and made.numel() > _REAL_ELEMENTS
+    )
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Says whether a tensor has no memory."""
+    return isinstance(tensor, FakeTensor)
