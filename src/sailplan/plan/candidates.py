@@ -22,7 +22,7 @@ TIGHT = 0.88
 """Of a GPU's memory; beyond it a run is slower (a measured one by 1.6) and one long row ends it."""
 
 SHARDED: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
-"""The strategies that are weighed for several ranks, from the simplest to the one that needs least."""
+"""What is weighed for several ranks, from the simplest to the one that needs least."""
 
 ALONE: tuple[Strategy, ...] = ("single", "zero3_offload")
 """The same for one rank."""
@@ -166,7 +166,7 @@ def divisors(global_batch: int, ranks: int) -> tuple[int, ...]:
     share, rest = divmod(global_batch, ranks)
     if rest or not share:
         near = sorted({max(share, 1) * ranks, (share + 1) * ranks})
-        counts = [count for count in range(min(global_batch, ranks), 0, -1)]
+        counts = range(min(global_batch, ranks), 0, -1)
         fitting = next(count for count in counts if global_batch % count == 0)
         raise RunFileError(
             f"global_batch_size {global_batch} does not divide over {ranks} ranks",

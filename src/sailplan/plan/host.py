@@ -89,15 +89,15 @@ class Saving:
         return made if self.limit is None else min(made, self.limit + 1)
 
 
-def host_memory(profile: Profile, workload: Workload, sharding: Sharding, *, workers: int) -> Host:
+def host_memory(profile: Profile, sharding: Sharding, *, workers: int) -> Host:
     """Returns the memory that a node's host needs.
 
     Offloading counts by DeepSpeed's own formulas (`estimate_zero2_model_states_mem_needs` and
-    `estimate_zero3_model_states_mem_needs`, 0.19), for what trains, and two bytes for what does not.
+    `estimate_zero3_model_states_mem_needs`, 0.19), for what trains; what
+    does not takes two bytes a weight.
 
     Args:
         profile: The micro batch.
-        workload: What it was made of.
         sharding: How it is divided.
         workers: `dataloader_num_workers`.
     """

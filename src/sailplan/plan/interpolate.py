@@ -1,7 +1,8 @@
 """Profiles of other micro batches out of two that were simulated.
 
-What a micro batch keeps, and what it computes, grows by the same for each row: between two simulated
-sizes a straight line is exact wherever the same instant is the worst, and errs upwards elsewhere.
+What a micro batch keeps, and what it computes, grows by the same for each row: between two
+simulated sizes a straight line is exact wherever the same instant is the worst, and errs upwards
+elsewhere.
 """
 
 from __future__ import annotations

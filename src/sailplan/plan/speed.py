@@ -6,6 +6,7 @@ compares. It ranks configurations well, and says a run's length within the print
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from sailplan.hardware.catalogue import GpuModel
 
 BEST_UTILISATION = 0.58
-"""Of the peak, for long rows on a GPU whose memory keeps up: 8B LoRA on an RTX 4090 (59 %), 72B LoRA
-at 8192 tokens on A100 (61 %), 8B in full under ZeRO-3 at batch 8 on A100 (52 %)."""
+"""Of the peak, for long rows on a GPU whose memory keeps up: 8B LoRA on an RTX 4090 (59 %), 72B
+LoRA at 8192 tokens on A100 (61 %), 8B in full under ZeRO-3 at batch 8 on A100 (52 %)."""
 
 BALANCE = 160
-"""Operations per byte of memory bandwidth up to which a GPU reaches that; A100 has 153, H100 295."""
+"""Operations per byte of bandwidth up to which a GPU reaches that; A100 has 153, H100 295."""
 
 HALF_SPEED_TOKENS = 300
-"""Tokens of a micro batch at which half of it is reached: 72B at 256 tokens reached 16 % of A100."""
+"""Tokens of a micro batch at which half of it is reached: 72B at 256 tokens reached 16 %."""
 
 INT8_SHARE = 0.3
 """What LLM.int8 reaches of the 16-bit speed: 13B on 4×A100 took 15.5 s for 128 short samples."""
@@ -97,7 +98,7 @@ def utilisation(workload: Workload, gpu: GpuModel, *, tokens: float) -> float:
         tokens: Of the micro batch, as they are on average.
     """
     balance = peak_flops(workload, gpu) / gpu.bandwidth_bytes_s
-    fed = min(1.0, (BALANCE / balance) ** 0.5)
+    fed = min(1.0, math.sqrt(BALANCE / balance))
     filled = tokens / (tokens + HALF_SPEED_TOKENS)
     return BEST_UTILISATION * fed * filled * (INT8_SHARE if workload.quantization == "int8" else 1)
 
@@ -126,7 +127,7 @@ def estimate(
     passes = 1.0 if workload.checkpointing == "none" else 1.4
     micro_s = max(micro_s, len(profile.groups) * _HOST_S_PER_LAYER * passes)
     computing_s = micro_s * workload.accumulation + _optimizer_s(profile, sharding, gpu)
-    total_s, waiting_s = communication_s(profile, workload, sharding, gpu, computing_s=computing_s)
+    waiting_s = communication_s(profile, workload, sharding, gpu, computing_s=computing_s)
     host_s = offload_s(profile, workload, sharding)
     step_s = computing_s + waiting_s + host_s
     regime = regime_of(workload, gpu)

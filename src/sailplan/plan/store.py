@@ -56,9 +56,9 @@ def _read(kind: Any, data: Any) -> Any:
 
 def cache_folder() -> Path:
     """Returns where profiles are kept: `$SAILPLAN_CACHE`, else below the user's cache."""
-    written = os.environ.get("SAILPLAN_CACHE")
-    home = written or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sailplan")
-    return Path(os.path.expandvars(home)).expanduser() / "plans"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    written = os.environ.get("SAILPLAN_CACHE") or f"{home}/sailplan"
+    return Path(os.path.expandvars(written)).expanduser() / "plans"
 
 
 def cached(kind: type[T], key: str, make: Callable[[], T]) -> T:
@@ -96,7 +96,7 @@ def keep(value: Any, key: str) -> None:
 
 def _path(kind: type, key: str) -> Path:
     made_by = {"sailplan": __version__, **{name: _version(name) for name in PACKAGES}}
-    digest = xxhash.xxh3_128_hexdigest(f"{kind.__name__}\0{made_by}\0{key}")
+    digest = xxhash.xxh3_128_hexdigest(f"{kind.__name__}\0{made_by}\0{key}".encode())
     return cache_folder() / f"{kind.__name__.lower()}-{digest}.json"
 
 

@@ -1,7 +1,7 @@
 """What ranks send each other and the host in one optimizer step, and how long it takes.
 
-Collectives are taken as rings: each rank sends and receives (W-1)/W of the bytes for an all-gather or
-a reduce-scatter, twice that for an all-reduce. Between nodes they run at the network's speed.
+Collectives are taken as rings: each rank sends and receives (W-1)/W of the bytes for an all-gather
+or a reduce-scatter, twice that for an all-reduce. Between nodes they run at the network's speed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ COLLECTIVE_LATENCY_S = 3e-5
 """Of a collective within a node; between nodes it grows with the logarithm of their number."""
 
 HOST_ADAM_BYTES_PER_S = 77e9
-"""At which DeepSpeed's CPU Adam works through its states: 8.03 billion parameters of 28 bytes each
-(fp32 weight and two moments read and written, a gradient read) took 2.9 s on 8×A100 under ZeRO-2."""
+"""At which DeepSpeed's CPU Adam works through its states: 8.03 billion parameters of 28 bytes (fp32
+weight and two moments read and written, a gradient read) took 2.9 s on 8×A100 under ZeRO-2."""
 
 _ADAM_BYTES = 28
 
@@ -97,8 +97,8 @@ def traffic(profile: Profile, workload: Workload, sharding: Sharding) -> Traffic
 
 def communication_s(
     profile: Profile, workload: Workload, sharding: Sharding, gpu: GpuModel, *, computing_s: float
-) -> tuple[float, float]:
-    """Returns the seconds of a step that ranks communicate, and those that computing cannot hide.
+) -> float:
+    """Returns the seconds of a step that ranks communicate and that computing cannot hide.
 
     Args:
         profile: The micro batch.
@@ -120,7 +120,7 @@ def communication_s(
     moved = sent.per_step_bytes + accumulation * sent.per_micro_bytes
     total = moved / speed + accumulation * sent.collectives_per_micro * latency
     hidden = min(total * _HIDDEN[sharding.strategy], 0.8 * computing_s)
-    return total, total - hidden
+    return total - hidden
 
 
 def offload_s(profile: Profile, workload: Workload, sharding: Sharding) -> float:
