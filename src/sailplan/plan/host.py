@@ -58,9 +58,9 @@ class Disk:
     """What `sailplan merge` writes on top, in 16 bits."""
 
     @property
-    def total_bytes(self) -> int:
-        """All of it."""
-        return self.checkpoint_bytes * self.checkpoints + self.model_bytes + self.merge_bytes
+    def written_bytes(self) -> int:
+        """What training writes."""
+        return self.checkpoint_bytes * self.checkpoints + self.model_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -118,8 +118,10 @@ class Planner:
             host=host,
             disk=disk,
             price_per_hour=self.run.launch.price_per_hour,
-            notes=(f"the model's config is from {self.model.source}", *self.data.notes),
+            notes=tuple(self._notes()),
             corrected_by=self.corrections.source,
+            memory_factor=self.corrections.memory,
+            time_factor=self.corrections.time,
         )
 
     def wishes(self) -> Wishes:
@@ -145,6 +147,8 @@ class Planner:
         open_strategies = SHARDED if ranks > 1 else ALONE
         if run.get("load_in_8bit"):  # DeepSpeed's stages refuse or ignore 8-bit weights
             open_strategies = open_strategies[:1]
+        if self._ddp_would_lose_precision():
+            open_strategies = open_strategies[1:]
         written = run.is_set("gradient_checkpointing")
         return Wishes(
             global_batch=wanted,
@@ -152,6 +156,21 @@ class Planner:
             micro_batches=micros,
             checkpointing=(bool(run.get("gradient_checkpointing")),) if written else (True, False),
         )
+
+    def _ddp_would_lose_precision(self) -> bool:
+        """Says whether DDP would train 16-bit weights without the float32 copies of the others."""
+        half = self.run.get("dtype") in ("bfloat16", "float16")
+        return half and not self.run.get("use_peft") and self.card.ranks > 1
+
+    def _notes(self) -> Iterator[str]:
+        yield f"the model's config is from {self.model.source}"
+        yield from self.data.notes
+        if self._ddp_would_lose_precision() and self.strategy is None:
+            dtype = self.run.get("dtype")
+            yield (
+                f"ddp is not weighed: it would train {dtype} weights without the float32 copies "
+                "that DeepSpeed keeps, and small updates would be lost"
+            )
 
     def _first(self) -> Strategy:
         """Returns the strategy that is most likely to be chosen."""

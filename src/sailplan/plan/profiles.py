@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from sailplan.errors import ModelError
 from sailplan.plan.interpolate import interpolate, recast
 from sailplan.plan.profile import Profile
 from sailplan.plan.store import cached
@@ -17,11 +18,22 @@ LARGEST_SIMULATED = 8
 
 
 def simulate_really(workload: Workload) -> Profile:
-    """Simulates a workload; imports torch and transformers only then."""
+    """Simulates a workload; imports torch and transformers only then.
+
+    Raises:
+        ModelError: transformers does not know the architecture, or the adapter does not fit it.
+    """
     from sailplan.imports import quick_imports
 
     with quick_imports():
+        import transformers
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
         from sailplan.plan.simulate import simulate
+    kind = workload.config.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES:
+        got = f"transformers {transformers.__version__} has no architecture {kind!r}"
+        raise ModelError(got, todo="install a newer transformers, or plan a model of its kind")
     return simulate(workload)
 
 

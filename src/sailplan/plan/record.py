@@ -85,6 +85,10 @@ class Plan:
     """What was assumed, one line each."""
     corrected_by: str | None = None
     """The run directory whose measurements corrected it."""
+    memory_factor: float = 1.0
+    """By what they changed the memory that the computation needs."""
+    time_factor: float = 1.0
+    """And the time of a step."""
     sailplan: str = __version__
 
     @property
@@ -124,7 +128,8 @@ class Plan:
         kept = self if all_candidates else replace(self, candidates=())
         fields = to_json(kept)
         derived = ("fits", "tokens_per_s", "epoch_s", "total_s", "cost")
-        return {**fields, "derived": {name: getattr(self, name) for name in derived}}
+        written = {"disk_bytes": self.disk.written_bytes}
+        return {**fields, **written, **{name: getattr(self, name) for name in derived}}
 
     def text(self) -> str:
         """Returns the text of the run directory's file."""

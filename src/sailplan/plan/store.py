@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -61,6 +63,23 @@ def cache_folder() -> Path:
     return Path(os.path.expandvars(written)).expanduser() / "plans"
 
 
+class NotKeptError(Exception):
+    """What is asked for was not made before, and may not be made now."""
+
+
+_only_kept: ContextVar[bool] = ContextVar("only_kept", default=False)
+
+
+@contextmanager
+def only_kept() -> Iterator[None]:
+    """Has `cached` make nothing: it raises `NotKeptError` instead."""
+    token = _only_kept.set(True)
+    try:
+        yield
+    finally:
+        _only_kept.reset(token)
+
+
 def cached(kind: type[T], key: str, make: Callable[[], T]) -> T:
     """Returns what was made under a key with these versions before, else makes and keeps it.
 
@@ -68,9 +87,14 @@ def cached(kind: type[T], key: str, make: Callable[[], T]) -> T:
         kind: Of the value, a dataclass.
         key: All that decides on it.
         make: Makes it.
+
+    Raises:
+        NotKeptError: Within `only_kept`, there is nothing under the key.
     """
     found = recall(kind, key)
     if found is None:
+        if _only_kept.get():
+            raise NotKeptError(kind.__name__)
         found = make()
         keep(found, key)
     return found
