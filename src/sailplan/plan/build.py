@@ -8,8 +8,28 @@ from sailplan.errors import ModelError
 from sailplan.plan.workload import Workload
 
 
+def fake_copy(model: Any, fake: Any) -> Any:
+    """Gives a model on the meta device fake tensors for its own, tied ones once; returns it."""
+    import torch
+
+    made: dict[int, Any] = {}
+    with fake:
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is None or tensor.device.type != "meta":
+                        continue
+                    if id(tensor) not in made:
+                        empty: Any = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                        if isinstance(tensor, torch.nn.Parameter):
+                            empty = torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                        made[id(tensor)] = empty
+                    held[name] = made[id(tensor)]
+    return model
+
+
 def build(workload: Workload, config: Any) -> Any:
-    """Returns the model on whatever device tensors are made on: fake, or meta.
+    """Returns the model on the meta device.
 
     Args:
         workload: The workload.
@@ -30,10 +50,11 @@ def build(workload: Workload, config: Any) -> Any:
     attention = "eager" if workload.attention == "eager" else "sdpa"
     if not getattr(model_class, "_supports_sdpa", True):
         attention = "eager"
-    with no_init_weights():
+    with torch.device("meta"), no_init_weights():
         model = auto_class.from_config(
             config, dtype=getattr(torch, workload.weights), attn_implementation=attention
         )
+    model.tie_weights()
     if workload.quantization:
         from sailplan.plan.stand_in import quantise
 
@@ -84,13 +105,15 @@ def _adapted(model: Any, workload: Workload) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+        with torch.device("meta"):
+            wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     except (ValueError, TypeError) as error:
         raise ModelError(f"PEFT refuses the LoRA settings: {error}") from error
     dtype = getattr(torch, adapter.dtype)
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+    for module in wrapped.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad and parameter.dtype != dtype:
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().to(dtype))
     return wrapped
 
 

@@ -51,6 +51,7 @@ def extrapolate(
                 group=names.get(name),
                 activation_bytes=stretch.alive + extra,
                 with_own_gradients_bytes=stretch.with_own + extra,
+                left_bytes=stretch.end + extra,
             )
         )
         flops[stretch.phase] += stretch.flops

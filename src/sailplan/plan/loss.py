@@ -90,7 +90,7 @@ def loss_of(
         logits = logits.float()
         shifted = logits[:, :-1].contiguous().view(-1, logits.shape[-1])
         loss = functional.cross_entropy(shifted, labels[:, 1:].reshape(-1))
-        return loss, logits
+        return loss, None
     labels = functional.pad(labels, (0, 1), value=-100)[:, 1:].reshape(-1)
     loss = functional.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels)
     return loss, logits if kind == "full_kept" else None

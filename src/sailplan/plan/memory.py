@@ -107,13 +107,13 @@ def _rules(profile: Profile, workload: Workload, sharding: Sharding) -> _Rules:
                 gradient_size = 0
             if sharding.offload_optimizer:
                 buckets += largest * size
-                if largest > reduce:
-                    oversize = largest * (size + 4)
+                if largest > reduce:  # itself, a flat copy for the reduction, one in float32
+                    oversize = largest * (2 * size + 4)
         else:
             parameters = 0 if sharding.offload_parameters else whole // ranks
             gradients = 0 if sharding.offload_optimizer else trained * size // ranks
             gradient_size, buckets = 0, bucket
-            gathered = _gathered(profile, sharding, whole)
+            gathered = _gathered(profile, sharding, whole, keeps=_keeps(workload, sharding))
     return _Rules(
         parameters=parameters + profile.buffer_bytes,
         gradients=gradients,
@@ -131,7 +131,16 @@ def _half(workload: Workload) -> int:
     return _BYTES[workload.autocast or workload.weights]
 
 
-def _gathered(profile: Profile, sharding: Sharding, whole_bytes: int) -> int:
+def _keeps(workload: Workload, sharding: Sharding) -> bool:
+    """Says whether autograd keeps every gathered weight until backward.
+
+    `zero.Init` replaces `F.linear` by one that does not (`zero3_linear_wrap`). Where the model was
+    loaded without it, only checkpointing, which saves no weights, spares them.
+    """
+    return not sharding.zero_init and workload.checkpointing == "none"
+
+
+def _gathered(profile: Profile, sharding: Sharding, whole_bytes: int, *, keeps: bool) -> int:
     """Returns the whole weights that ZeRO-3 holds at a moment.
 
     It gathers ahead up to `max_live` elements, and the module at work whatever its size. What it
@@ -140,6 +149,8 @@ def _gathered(profile: Profile, sharding: Sharding, whole_bytes: int) -> int:
     """
     if sharding.ranks == 1 and not sharding.offload_parameters:
         return 0
+    if keeps:
+        return whole_bytes
     elements = profile.parameters
     largest = max(group.largest_elements for group in profile.groups)
     live = min(elements, sharding.max_live + largest)
@@ -159,8 +170,7 @@ def _at(moment: Moment, profile: Profile, rules: _Rules) -> dict[str, int]:
     kinds = {**_state(rules), "gradients": gradients, "activations": activations}
     kinds["gathered"] = rules.gathered
     if moment.phase == "backward" and "head" in moment.name and rules.oversize:
-        saved = profile.saved_bytes
-        kinds["activations"] = max(activations, saved + rules.oversize * 4 // 3)
+        kinds["activations"] = max(activations, moment.left_bytes + rules.oversize)
     return kinds
 
 

@@ -42,6 +42,8 @@ class Moment:
     """Everything alive that is no parameter, no kept gradient and no optimizer state."""
     with_own_gradients_bytes: int
     """The same where the gradients that this stretch has made are still alive."""
+    left_bytes: int
+    """What is alive when the stretch ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -88,7 +88,7 @@ def simulate(workload: Workload) -> Profile:
     import torch
 
     from sailplan.plan import batch
-    from sailplan.plan.build import build
+    from sailplan.plan.build import build, fake_copy
     from sailplan.plan.depth import config_of, shallow
     from sailplan.plan.extrapolate import extrapolate
     from sailplan.plan.fake import Tracker, fake_mode
@@ -98,10 +98,8 @@ def simulate(workload: Workload) -> Profile:
     config = config_of(workload.config)
     small = shallow(config)
     fake = fake_mode()
-    with torch.device("meta"):
-        whole = build(workload, config)
-    with fake:
-        model = build(workload, small)
+    whole = build(workload, config)
+    model = fake_copy(build(workload, small), fake)
     base = model.get_base_model() if workload.adapter else model
     stacks = stacks_of(_base(whole), base)
     vision: dict[str, Any] = {}
