@@ -55,6 +55,7 @@ OLDER_FIELDS = {
     *("architectures", "model_type", "torch_dtype", "rope_theta", "rope_scaling"),
     *("vit_config", "vit_layers", "in_chans", "spatial_patch_size", "vision_token_id"),
     *("use_sliding_window", "pad_token_id", "bos_token_id", "eos_token_id", "norm_topk_prob"),
+    *("sliding_window_pattern", "rope_local_base_freq", "num_image_tokens", "projection_dim"),
     *("is_composition", "head_dim", "vocab_size", "tie_word_embeddings"),
 }
 """Fields that the repositories hold and that transformers reads elsewhere, renames or ignores."""
@@ -81,11 +82,12 @@ def test_config_of_the_table_holds_no_misspelled_field(name: str) -> None:
     expected = {field.name for field in dataclasses.fields(text)} if flat else set()
     assert unknown_fields(config, model.config) <= OLDER_FIELDS | expected
     written = model.config.get("text_config", model.config)
+    rope = text.rope_parameters.get("full_attention", text.rope_parameters)
     if "rope_theta" in written:
-        assert text.rope_parameters["rope_theta"] == written["rope_theta"]
+        assert rope["rope_theta"] == written["rope_theta"]
     for key, value in (written.get("rope_scaling") or {}).items():
         if key not in ("type", "rope_type"):
-            assert text.rope_parameters[key] == value, key
+            assert rope[key] == value, key
 
 
 @pytest.mark.parametrize("name", [name for name in names() if known(name).processor])

@@ -28,7 +28,9 @@ class Published:
     name: str
     """Its repository on the Hugging Face hub."""
     aliases: tuple[str, ...]
-    """Repositories with the same shapes: base and instruct, older names, mirrors."""
+    """Repositories with the same shapes: base and instruct, older names, mirrors.
+
+    Ids of text tokens and the longest position may differ there."""
     source: str
     """Where the config and the count come from."""
     parameters: int
