@@ -50,7 +50,9 @@ def plan(
     from sailplan.plan.of_run import plan_of
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
+    from sailplan.train.say import calm_libraries
 
+    calm_libraries()
     asked = {"gpu": gpu, "gpus_per_node": gpus_per_node, "nodes": nodes}
     flags = [
         word

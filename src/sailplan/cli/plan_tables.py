@@ -79,16 +79,20 @@ def _facts(plan: Plan) -> Table:
     chosen, data, disk, host = plan.chosen, plan.data, plan.disk, plan.host
     time = chosen.time
     low, high = time.range_s
-    trained = plan.trained_parameters / plan.parameters
     table = _table("", "")
-    table.add_row("parameters", f"{plan.parameters / 1e9:.2f} billion, {trained:.1%} trained")
+    table.add_row(
+        "parameters", f"{_count(plan.parameters)}, {_count(plan.trained_parameters)} trained"
+    )
     images = ""
     if data.images_per_row:
         size = f"{data.image_width}×{data.image_height}"
         images = f"; {data.images_per_row} image of {size}, {plan.image_tokens} tokens"
     rows = "unknown" if data.rows is None else f"{data.rows:,}"
     table.add_row("rows", f"{rows}; {data.mean:.0f} tokens, the longest {data.longest}{images}")
-    table.add_row("global batch", f"{plan.global_batch} rows of {chosen.ranks} ranks")
+    table.add_row(
+        "global batch",
+        f"{plan.global_batch} rows over {chosen.ranks} rank{'' if chosen.ranks == 1 else 's'}",
+    )
     table.add_row("step", f"{duration(time.step_s)}, {duration(low)} to {duration(high)}")
     parts = [f"computing at {time.utilisation:.0%} of the peak"]
     if chosen.ranks > 1:
@@ -111,6 +115,10 @@ def _facts(plan: Plan) -> Table:
     merge = f"; the merge writes {shown_bytes(disk.merge_bytes)}"
     table.add_row("disk", f"{shown_bytes(disk.written_bytes)}: {kept}, and the result{merge}")
     return table
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 else f"{number / 1e6:.2f} million"
 
 
 def _memory(chosen: Candidate) -> Table:

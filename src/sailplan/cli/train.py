@@ -39,6 +39,7 @@ def train(
     from sailplan.launcher import local
     from sailplan.launcher.command import command
     from sailplan.preflight.checks import check, check_hub
+    from sailplan.preflight.planned import plan_ahead
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
 
@@ -48,8 +49,9 @@ def train(
     environment = {**os.environ, **wanted.environment()}
     machine = detect(environment)
     port = local.meeting_port(wanted)
-    launch = command(wanted, machine, port=port, environment=environment)
-    for note in (*wanted.notes, *launch.notes):
+    ahead = plan_ahead(wanted, machine)
+    launch = command(ahead.run, machine, port=port, environment=environment)
+    for note in (*wanted.notes, *ahead.notes, *launch.notes):
         # With --dry-run, standard output is for whoever runs or reads the command.
         print(note, file=sys.stderr if dry_run else sys.stdout, flush=True)
     if dry_run:
@@ -59,9 +61,9 @@ def train(
         for path, text in launch.files.items():
             print(f"\n# {path}\n{text}", end="")
         return
-    RunDirectory.of(wanted).check(wanted)
+    RunDirectory.of(wanted).check(ahead.kept)
     check_hub(wanted)
-    raise typer.Exit(local.train(wanted, launch, machine, environment))
+    raise typer.Exit(local.train(ahead.kept, launch, machine, environment, plan=ahead.plan))
 
 
 def find_run_file(name: str) -> Path:

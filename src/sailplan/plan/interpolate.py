@@ -53,6 +53,7 @@ def _moment(a: Moment, b: Moment, at: Callable[[float, float], float]) -> Moment
         b,
         activation_bytes=int(at(a.activation_bytes, b.activation_bytes)),
         with_own_gradients_bytes=int(at(a.with_own_gradients_bytes, b.with_own_gradients_bytes)),
+        left_bytes=int(at(a.left_bytes, b.left_bytes)),
     )
 
 

@@ -59,6 +59,8 @@ class Planner:
     strategy: Strategy | None
     """What the run file asks for, by `launch.strategy` or by accelerate's own keys."""
     corrections: Corrections = Corrections()
+    offload: bool = True
+    """Whether the host's memory is weighed as a way to fit."""
     simulate: Simulate = simulate_really
 
     @property
@@ -79,8 +81,11 @@ class Planner:
             return self._plan(())
         tried: list[Tried] = []
         for method in METHODS:
-            plan = replace(self, run=with_method(self.run, method))._plan(tuple(tried))
-            if plan.fits or method == list(METHODS)[-1]:
+            is_last = method == list(METHODS)[-1]
+            run = with_method(self.run, method)
+            # A step from the host's memory takes many times as long as a less faithful method's.
+            plan = replace(self, run=run, offload=is_last)._plan(tuple(tried))
+            if plan.fits or is_last:
                 return plan
             tried.append(Tried(method=method, needed_bytes=plan.chosen.needed_bytes))
         raise AssertionError("one of the methods is the last")
@@ -149,6 +154,8 @@ class Planner:
             open_strategies = open_strategies[:1]
         if self._ddp_would_lose_precision():
             open_strategies = open_strategies[1:]
+        if not self.offload:
+            open_strategies = tuple(s for s in open_strategies if s != "zero3_offload")
         written = run.is_set("gradient_checkpointing")
         return Wishes(
             global_batch=wanted,

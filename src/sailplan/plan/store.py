@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -119,9 +120,16 @@ def keep(value: Any, key: str) -> None:
 
 
 def _path(kind: type, key: str) -> Path:
-    made_by = {"sailplan": __version__, **{name: _version(name) for name in PACKAGES}}
+    made_by = {"sailplan": [__version__, _sources()], **{name: _version(name) for name in PACKAGES}}
     digest = xxhash.xxh3_128_hexdigest(f"{kind.__name__}\0{made_by}\0{key}".encode())
     return cache_folder() / f"{kind.__name__.lower()}-{digest}.json"
+
+
+@cache
+def _sources() -> list[tuple[str, int, int]]:
+    """Returns size and time of this room's files: a clone's version stays while they change."""
+    status = {path.name: path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))}
+    return [(name, found.st_size, found.st_mtime_ns) for name, found in status.items()]
 
 
 def _version(package: str) -> str | None:
