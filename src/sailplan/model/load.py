@@ -154,8 +154,8 @@ def _dtype(run: Run, config: PretrainedConfig) -> torch.dtype:
     import torch
 
     written = run.get("dtype")
-    if written in (None, "auto"):
-        return config.dtype or torch.float32
+    if written in (None, "auto"):  # composite configs may tell it of their parts alone
+        return config.dtype or config.get_text_config().dtype or torch.float32
     dtype: torch.dtype = getattr(torch, written)
     return dtype
 

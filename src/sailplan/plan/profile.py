@@ -38,8 +38,11 @@ class Moment:
     """`forward` or `backward`."""
     group: int | None
     """Index of the group of parameters that is at work; None for those outside of layers."""
+    began_bytes: int
+    """What is alive when the stretch begins, counted as the next."""
     activation_bytes: int
-    """Everything alive that is no parameter, no kept gradient and no optimizer state."""
+    """Everything alive that is no parameter, no kept gradient and no optimizer state,
+    at the worst instant."""
     with_own_gradients_bytes: int
     """The same where the gradients that this stretch has made are still alive."""
     left_bytes: int

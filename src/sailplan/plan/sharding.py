@@ -58,6 +58,8 @@ class Memory:
     """How far the truth may lie off, as a share of the peak: 0.05 is five percent."""
     known: str
     """Why the band is what it is, in words."""
+    fragmentation: float = 1.25
+    """How many times the allocated bytes torch's allocator may reserve."""
 
     @property
     def peak_phase(self) -> str:
@@ -72,6 +74,17 @@ class Memory:
     def total(self, phase: str) -> int:
         """Returns the allocated bytes of a phase, without the CUDA context."""
         return sum(size for kind, size in self.phases[phase].items() if kind != "context")
+
+    @property
+    def band_bytes(self) -> tuple[int, int]:
+        """Between what the allocated peak is expected."""
+        return int(self.peak_bytes * (1 - self.band)), int(self.peak_bytes * (1 + self.band))
+
+    @property
+    def reserved_bytes(self) -> tuple[int, int]:
+        """Between what the allocator's reserve is expected, which holds blocks of no use too."""
+        low, high = self.band_bytes
+        return low, int(high * self.fragmentation)
 
     @property
     def needed_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Running a model without its memory: tensors that have shapes only, and a record of each one's life.
+"""Running a model without its memory: tensors that have shapes only, each one's life recorded.
 
 Torch's fake tensors go through the real model, forward and backward. Operations that see none of
 them (token ids, masks, image grids, positions) run for real, so that code which looks at values
@@ -7,6 +7,7 @@ works as well. Every storage that an operation makes is weighed at its birth and
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,11 +25,16 @@ _aten = torch.ops.aten
 
 
 def _cpu_attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+    flops: int = sdpa_flop_count(query.shape, key.shape, value.shape)  # type: ignore[no-untyped-call]
+    return flops
 
 
-def _cpu_attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+def _cpu_attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any
+) -> int:
+    shapes = (grad.shape, query.shape, key.shape, value.shape)
+    flops: int = sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]
+    return flops
 
 
 _ATTENTION = {
@@ -39,12 +45,15 @@ _ATTENTION = {
 }
 
 
+_INDEXING = (_aten.index, _aten.index_put, _aten.index_put_, _aten._unsafe_index)
+
+
 def fake_mode() -> FakeTensorMode:
     """Returns the mode under which tensors have no memory."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Weighs all storages that operations make while it is active.
 
     Args:
@@ -59,7 +68,7 @@ class Tracker(TorchDispatchMode):
         known: Iterable[torch.Tensor],
         on_growth: Callable[[int], None],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.fake, self.on_growth = fake, on_growth
         self.live_bytes = 0
         self.flops = 0.0
@@ -72,7 +81,11 @@ class Tracker(TorchDispatchMode):
     ) -> Any:
         """Runs one operation, for real or with fake tensors, and weighs what it makes."""
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+        if func._overloadpacket in _INDEXING:
+            args = (args[0], _as_numbers(args[1]), *args[2:])
+        tensors = [
+            leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)
+        ]
         if not tensors and _is_large_float(func, args, kwargs):
             with self.fake:
                 result = func(*args, **kwargs)
@@ -93,7 +106,7 @@ class Tracker(TorchDispatchMode):
         if identity in self._known_ids or identity in self._weighed:
             return
         size = storage.nbytes()
-        reference = weakref.ref(storage, lambda _, identity=identity: self._free(identity))
+        reference = weakref.ref(storage, functools.partial(self._free, identity))
         self._weighed[identity] = reference, size
         self.live_bytes += size
         self.on_growth(self.live_bytes)
@@ -110,14 +123,15 @@ class Tracker(TorchDispatchMode):
         self.live_bytes -= entry[1]
         return entry[1]
 
-    def _free(self, identity: int) -> None:
+    def _free(self, identity: int, _reference: Any) -> None:
         entry = self._weighed.pop(identity, None)
         if entry is not None:
             self.live_bytes -= entry[1]
 
     def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func in _ATTENTION:
-            self.flops += _ATTENTION[func](*args, **kwargs)
+            flops: Any = _ATTENTION[func]
+            self.flops += flops(*args, **kwargs)
         elif func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
 
@@ -137,6 +151,20 @@ def _is_large_float(func: Any, args: Any, kwargs: Any) -> bool:
         and made.dtype.is_floating_point
         and made.numel() > _REAL_ELEMENTS
     )
+
+
+def _as_numbers(indices: Any) -> list[Any]:
+    """Returns the indices of an indexing operation, real masks as the places that they name.
+
+    How many places a mask names decides on the result's shape, which a fake mask cannot tell.
+    """
+    numbers: list[Any] = []
+    for index in indices:
+        if index is not None and index.dtype is torch.bool and not is_fake(index):
+            numbers += index.nonzero(as_tuple=True)
+        else:
+            numbers.append(index)
+    return numbers
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

@@ -3,10 +3,53 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 _LAYERS = 3
 """Layers that are simulated; the last two tell what each further one adds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """Layers of one kind, of which only a few are simulated."""
+
+    name: str
+    """Of the module list, in the model that PEFT does not wrap."""
+    depth: int
+    """Layers of the whole model."""
+    shallow: int
+    """Layers that are simulated."""
+    period: int
+    """After how many layers their kinds repeat."""
+
+
+def stacks_of(whole: Any, small: Any) -> tuple[Stack, ...]:
+    """Returns the layers of a model, the vision tower's first, as they are computed.
+
+    Args:
+        whole: The model as transformers made it, of full depth.
+        small: The same, shallow.
+    """
+    from torch import nn
+
+    from sailplan.model.parts import find_parts
+
+    parts = find_parts(whole)
+    lists = {name: m for name, m in small.named_modules() if isinstance(m, nn.ModuleList)}
+    found: list[Stack] = []
+    for name, layers in whole.named_modules():
+        if not isinstance(layers, nn.ModuleList) or name not in lists or not len(layers):
+            continue
+        is_inner = any(name.startswith(f"{stack.name}.") for stack in found)
+        if is_inner or next(layers[0].parameters(), None) is None:
+            continue
+        is_vision = parts.is_vision(name)
+        if is_vision and len(layers) < _LAYERS:  # such as Qwen3-VL's mergers: no stack
+            continue
+        period = 1 if is_vision else _period(whole.config.get_text_config())
+        found.append(Stack(name=name, depth=len(layers), shallow=len(lists[name]), period=period))
+    return tuple(sorted(found, key=lambda stack: not parts.is_vision(stack.name)))
 
 
 def config_of(fields: Any) -> Any:

@@ -1,4 +1,4 @@
-"""bitsandbytes' linear layers for tensors without memory: the same lifetimes, none of the kernels."""
+"""bitsandbytes' linear layers without memory: the same lifetimes, none of the kernels."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class _Quantised:
         device = "cpu"
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        y = _Product.apply(x, (self.out_features, self.in_features), self.plan_keeps_input)
+        y: torch.Tensor = _Product.apply(
+            x, (self.out_features, self.in_features), self.plan_keeps_input
+        )
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -89,7 +91,7 @@ def quantise(model: Any, quantization: str, *, double: bool) -> None:
     model.is_quantized = True
 
 
-def _stand_in(layer: nn.Linear, quantization: str, *, double: bool) -> nn.Module:
+def _stand_in(layer: nn.Linear, quantization: str, *, double: bool) -> Any:
     module: Any
     elements = layer.weight.numel()
     if quantization == "int8":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sailplan.errors import ModelError
-from sailplan.plan.workload import Workload
+from sailplan.plan.workload import Adapter, Workload
 
 
 def fake_copy(model: Any, fake: Any) -> Any:
@@ -56,12 +56,12 @@ def build(workload: Workload, config: Any) -> Any:
         )
     model.tie_weights()
     if workload.quantization:
-        from sailplan.plan.stand_in import quantise
+        from sailplan.plan.simulation.stand_in import quantise
 
         quantise(model, workload.quantization, double=workload.double_quantization)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    wrapped = _adapted(model, workload) if workload.adapter else model
+    wrapped = _adapted(model, workload, workload.adapter) if workload.adapter else model
     parts = parameters_by_part(wrapped)
     for part in workload.frozen:
         for parameter in parts.get(part, {}).values():
@@ -77,22 +77,20 @@ def build(workload: Workload, config: Any) -> Any:
     return wrapped
 
 
-def _adapted(model: Any, workload: Workload) -> Any:
+def _adapted(model: Any, workload: Workload, adapter: Adapter) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
     from sailplan.model.families import family_of
-    from sailplan.model.parts import find_parts
+    from sailplan.model.parts import parameters_by_part
     from sailplan.model.targets import target_modules
 
-    adapter = workload.adapter
-    assert adapter is not None
     targets = target_modules(
         model,
         adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets),
         vision=adapter.vision,
         unused=family_of(model.config).unused_parameters(model),
-        frozen=frozenset(workload.frozen) & {part for part in _parts(model, find_parts)},
+        frozen=frozenset(workload.frozen) & parameters_by_part(model).keys(),
     )
     config = LoraConfig(
         r=adapter.rank,
@@ -115,8 +113,3 @@ def _adapted(model: Any, workload: Workload) -> Any:
             if parameter is not None and parameter.requires_grad and parameter.dtype != dtype:
                 module._parameters[name] = torch.nn.Parameter(parameter.detach().to(dtype))
     return wrapped
-
-
-def _parts(model: Any, find_parts: Any) -> set[str]:
-    parts = find_parts(model)
-    return {parts.part_of(name) for name, _ in model.named_parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sailplan.errors import ModelError
-from sailplan.plan.workload import Workload
+from sailplan.plan.workload import Images, Workload
 
 
 def image_processor(config: Any, settings: Any = None) -> Any:
@@ -38,20 +38,23 @@ def image_processor(config: Any, settings: Any = None) -> Any:
     return kind(**settings)
 
 
-def pixels(workload: Workload, config: Any, processor: Any) -> dict[str, Any]:
-    """Returns what the vision tower is given for the micro batch, for real."""
+def pixels(images: Images, rows: int, config: Any, processor: Any) -> dict[str, Any]:
+    """Returns what the vision tower is given for a micro batch, for real.
+
+    Args:
+        images: The images of each row.
+        rows: Of the micro batch.
+        config: The model's config.
+        processor: Its image processor.
+    """
     from PIL import Image
 
     from sailplan.model.families import family_of
 
-    images = workload.images
-    assert images is not None
     blank = Image.new("RGB", (images.width, images.height))
-    count = images.per_row * workload.micro_batch
-    nested = family_of(config).nested_images
-    given: Any = [blank] * count
-    if nested:
-        given = [[blank] * images.per_row for _ in range(workload.micro_batch)]
+    given: Any = [blank] * images.per_row * rows
+    if family_of(config).nested_images:
+        given = [[blank] * images.per_row for _ in range(rows)]
     made = processor(images=given, return_tensors="pt")
     return dict(made)
 
@@ -93,6 +96,11 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
     if "kwargs" not in accepted:
         given = {name: value for name, value in given.items() if name in accepted}
     return given
+
+
+def placeholders(given: dict[str, Any], config: Any) -> int:
+    """Returns how many tokens of a micro batch stand for images."""
+    return int((given["input_ids"] == _image_id(config)).sum())
 
 
 def image_tokens(config: Any, model: Any, vision: dict[str, Any]) -> int:
