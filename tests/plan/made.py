@@ -58,6 +58,7 @@ def made(workload: Workload, weights: int) -> Profile:
             activation_bytes=saved + working,
             with_own_gradients_bytes=saved + working + int(trained * trained_size),
             left_bytes=saved,
+            began_bytes=saved,
         )
         for phase in ("forward", "backward")
         for index in range(LAYERS)

@@ -49,12 +49,9 @@ def interpolate(
 
 
 def _moment(a: Moment, b: Moment, at: Callable[[float, float], float]) -> Moment:
-    return dataclasses.replace(
-        b,
-        activation_bytes=int(at(a.activation_bytes, b.activation_bytes)),
-        with_own_gradients_bytes=int(at(a.with_own_gradients_bytes, b.with_own_gradients_bytes)),
-        left_bytes=int(at(a.left_bytes, b.left_bytes)),
-    )
+    sizes = [field.name for field in dataclasses.fields(Moment) if field.name.endswith("_bytes")]
+    between = {name: int(at(getattr(a, name), getattr(b, name))) for name in sizes}
+    return dataclasses.replace(b, **between)  # type: ignore[arg-type]  # fields of bytes alone
 
 
 def recast(profile: Profile, simulated: Workload, wanted: Workload) -> Profile:
