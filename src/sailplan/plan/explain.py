@@ -90,6 +90,9 @@ def _why_it_fits(plan: Plan) -> Iterator[str]:
 def _why_the_strategy(plan: Plan) -> Iterator[str]:
     """Yields why the simpler strategies are not taken, and what the chosen one costs."""
     chosen = plan.chosen
+    weighed = {one.strategy for one in plan.candidates}
+    if len(weighed) > 1 and chosen.strategy == min(weighed, key=_ORDER.index):
+        yield f"{chosen.strategy}: it fits, and no other is faster by much"
     for strategy in _ORDER[: _ORDER.index(chosen.strategy)]:
         same = [one for one in plan.candidates if one.strategy == strategy]
         if not same:

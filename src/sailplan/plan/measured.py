@@ -99,5 +99,9 @@ def corrections_of(folder: Path, run: Run, card: Card) -> Corrections:
         raise RunFileError(f"{folder} measured {plan.model}", todo=todo)
     if plan.card.gpu != card.gpu or not found.comparable:
         raise RunFileError(f"{folder} measured {found.device}, not {card.gpu}", todo=todo)
-    # What it was corrected by when it was planned is in its numbers already.
-    return Corrections(memory=found.memory_ratio or 1.0, time=found.time_ratio, source=str(folder))
+    # Its plan may have been corrected before, and the ratios are to that.
+    return Corrections(
+        memory=(found.memory_ratio or 1.0) * plan.memory_factor,
+        time=found.time_ratio * plan.time_factor,
+        source=str(folder),
+    )
