@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +14,7 @@ from sailplan.plan.workload import Workload
 
 Simulate = Callable[[Workload], Profile]
 
-LARGEST_SIMULATED = 8
+LARGEST_SIMULATED = 4
 """Rows of the larger of the two micro batches that others are drawn between, or beyond."""
 
 
@@ -34,7 +35,8 @@ def simulate_really(workload: Workload) -> Profile:
     if kind not in CONFIG_MAPPING_NAMES:
         got = f"transformers {transformers.__version__} has no architecture {kind!r}"
         raise ModelError(got, todo="install a newer transformers, or plan a model of its kind")
-    return simulate(workload)
+    # transformers writes into the config that it is given, and a workload is known by its own.
+    return simulate(replace(workload, config=copy.deepcopy(dict(workload.config))))
 
 
 @dataclass(kw_only=True, slots=True)
