@@ -68,6 +68,8 @@ class _Rules:
     optimizer: int
     buckets: int
     gathered: int
+    at_step: int | None
+    """Gradients at the optimizer's step, where they are others than at the end of backward."""
     oversize: int
     """What handling the largest gradient takes where it fits no bucket."""
 
@@ -130,6 +132,7 @@ def _rules(profile: Profile, workload: Workload, sharding: Sharding) -> _Rules:
         buckets=buckets,
         gathered=gathered,
         oversize=oversize,
+        at_step=trained * int(gradient_size) // ranks if strategy == "zero1" else None,
     )
 
 
@@ -217,7 +220,9 @@ def _state(rules: _Rules) -> dict[str, int]:
 def _step(profile: Profile, workload: Workload, rules: _Rules) -> dict[str, int]:
     kinds = _state(rules)
     trained = profile.trained_parameters
-    if rules.gradient_size:
+    if rules.at_step is not None:
+        kinds["gradients"] = rules.at_step
+    elif rules.gradient_size:
         kinds["gradients"] += int(trained * rules.gradient_size)
     kinds["activations"] = step_bytes(workload.optimizer, profile, rules.optimizer)
     return kinds

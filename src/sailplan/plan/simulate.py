@@ -28,6 +28,7 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
     with quick_imports():
         import torch
 
+        from sailplan.model.families import family_of
         from sailplan.plan.simulation import batch
         from sailplan.plan.simulation.build import build, fake_copy
         from sailplan.plan.simulation.depth import config_of, shallow, stacks_of
@@ -47,7 +48,7 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
     if workload.images is not None:
         processor = batch.image_processor(config, workload.image_processor)
         vision = {
-            name: _faked(fake, value)
+            name: value if family_of(config).nested_images else _faked(fake, value)
             for name, value in batch.pixels(
                 workload.images, workload.micro_batch, config, processor
             ).items()
@@ -57,7 +58,11 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
         given = batch.inputs(workload, small, base, vision)
 
     tracker = Tracker(fake, held, lambda alive: recorder.grown(alive))
-    recorder = Recorder(alive=lambda: tracker.live_bytes, flops=lambda: tracker.flops)
+    recorder = Recorder(
+        alive=lambda: tracker.live_bytes,
+        casts=lambda: tracker.cast_bytes,
+        flops=lambda: tracker.flops,
+    )
     with (
         tracker,
         watched_layers(recorder, base, stacks),
@@ -73,6 +78,7 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
             head = base.get_output_embeddings()
             loss, kept = loss_of(workload.loss, hidden, head, trained_share=workload.trained_share)
             del hidden
+            recorder.end()
         recorder.begin("backward", "head")
         torch.autograd.backward(loss)
         recorder.end()
@@ -98,8 +104,14 @@ def simulate_all(workloads: Sequence[Workload], *, processes: int) -> list[Profi
         import sailplan.plan.simulation.batch
         import sailplan.plan.simulation.build  # noqa: F401
     # Forked, so that none of them imports the libraries again; nothing has used their threads yet.
-    with multiprocessing.get_context("fork").Pool(min(processes, len(workloads))) as pool:
-        return pool.map(_simulate_alone, workloads, chunksize=1)
+    try:
+        with multiprocessing.get_context("fork").Pool(min(processes, len(workloads))) as pool:
+            return pool.map(_simulate_alone, workloads, chunksize=1)
+    except RuntimeError as error:
+        if "fork" not in str(error):
+            raise
+        # A process that has gone through a backward pass before cannot part with its threads.
+        return [simulate(workload) for workload in workloads]
 
 
 def _simulate_alone(workload: Workload) -> Profile:

@@ -6,6 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from sailplan.errors import ModelError
+
 _LAYERS = 3
 """Layers that are simulated; the last two tell what each further one adds."""
 
@@ -32,6 +34,7 @@ def stacks_of(whole: Any, small: Any) -> tuple[Stack, ...]:
         small: The same, shallow.
     """
     from torch import nn
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
     from sailplan.model.parts import find_parts
 
@@ -42,12 +45,12 @@ def stacks_of(whole: Any, small: Any) -> tuple[Stack, ...]:
         if not isinstance(layers, nn.ModuleList) or name not in lists or not len(layers):
             continue
         is_inner = any(name.startswith(f"{stack.name}.") for stack in found)
-        if is_inner or next(layers[0].parameters(), None) is None:
+        is_layer = isinstance(layers[0], GradientCheckpointingLayer) or hasattr(
+            layers[0], "self_attn"
+        )
+        if is_inner or not is_layer:
             continue
-        is_vision = parts.is_vision(name)
-        if is_vision and len(layers) < _LAYERS:  # such as Qwen3-VL's mergers: no stack
-            continue
-        period = 1 if is_vision else _period(whole.config.get_text_config())
+        period = 1 if parts.is_vision(name) else _period(whole.config.get_text_config())
         found.append(Stack(name=name, depth=len(layers), shallow=len(lists[name]), period=period))
     return tuple(sorted(found, key=lambda stack: not parts.is_vision(stack.name)))
 
@@ -56,12 +59,21 @@ def config_of(fields: Any) -> Any:
     """Returns the transformers config that the fields of a `config.json` describe.
 
     Raises:
-        ValueError: transformers does not know the architecture.
+        ModelError: transformers does not know the architecture, or cannot read the fields.
     """
     from transformers import AutoConfig
 
     fields = {name: value for name, value in dict(fields).items() if name != "quantization_config"}
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    kind = fields.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(kind, **copy.deepcopy(fields))
+    except Exception as error:
+        known = "Unrecognized model" in str(error)
+        why = "it has no such architecture" if known else f"{type(error).__name__}: {error}"
+        raise ModelError(
+            f"the installed transformers reads no config of model_type {kind!r} ({why})",
+            todo="a model with code of its own cannot be simulated; plan a model of its shapes",
+        ) from None
 
 
 def shallow(config: Any) -> Any:

@@ -27,16 +27,19 @@ def extrapolate(
         buffer_bytes: Of the whole model.
     """
     missing = [stack.depth - stack.shallow for stack in stacks]
-    added = [
-        _left_by_a_layer(stretches, number, stack) * count if count else 0
-        for number, (stack, count) in enumerate(zip(stacks, missing, strict=True))
-    ]
+    added = {
+        phase: [
+            _left_by_a_layer(stretches, number, stack, phase) * count if count else 0
+            for number, (stack, count) in enumerate(zip(stacks, missing, strict=True))
+        ]
+        for phase in ("forward", "backward")
+    }
     names = {group.name: index for index, group in enumerate(groups)}
     moments = []
     for position, stretch in enumerate(stretches):
         extra = sum(
             bytes_
-            for number, bytes_ in enumerate(added)
+            for number, bytes_ in enumerate(added[stretch.phase])
             if bytes_ and _all_are_saved(stretches, position, number, stacks[number])
         )
         name = _name(stretch, stacks)
@@ -84,10 +87,21 @@ def _name(stretch: Stretch, stacks: Sequence[Stack]) -> str:
     return f"{stack.name}.{stretch.index + (stack.depth - stack.shallow if is_last else 0)}"
 
 
-def _left_by_a_layer(stretches: Sequence[Stretch], number: int, stack: Stack) -> int:
-    """Returns the bytes that each further layer leaves alive for the backward pass."""
-    left = [s.left for s in stretches if s.stack == number and s.phase == "forward"]
-    return (left[-1] - left[-1 - stack.period]) // stack.period
+def _left_by_a_layer(stretches: Sequence[Stretch], number: int, stack: Stack, phase: str) -> int:
+    """Returns the bytes that each further layer leaves alive in a phase.
+
+    Autocast keeps the weights that it has cast until the forward pass ends. Afterwards those are
+    left that autograd has saved, which under checkpointing are none.
+    """
+    mine = [s for s in stretches if s.stack == number and s.phase == "forward"]
+    last, before = mine[-1], mine[-1 - stack.period]
+    left = (last.left - before.left) // stack.period
+    if phase == "forward":
+        return left
+    ended = max(i for i, s in enumerate(stretches) if s.phase == "forward")
+    at_end, saved = stretches[ended].casts, stretches[ended].casts_saved
+    casts = (last.casts - before.casts) // stack.period
+    return left - (casts * (at_end - saved) // at_end if at_end else 0)
 
 
 def _all_are_saved(stretches: Sequence[Stretch], position: int, number: int, stack: Stack) -> bool:

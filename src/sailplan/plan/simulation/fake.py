@@ -71,8 +71,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.fake, self.on_growth = fake, on_growth
         self.live_bytes = 0
+        self.cast_bytes = 0
         self.flops = 0.0
-        self._weighed: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._weighed: dict[int, tuple[weakref.ref[Any], int, bool]] = {}
         self._known = [tensor.untyped_storage() for tensor in known]
         self._known_ids = {id(storage) for storage in self._known}
 
@@ -92,13 +93,19 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             result = func(*args, **kwargs)
         self._count(func, args, kwargs, result)
+        is_cast = func is _aten._to_copy.default and self._is_known(args[0])
         for leaf in tree_flatten(result)[0]:
             if isinstance(leaf, torch.Tensor):
-                self.weigh(leaf)
+                self.weigh(leaf, is_cast=is_cast)
         return result
 
-    def weigh(self, tensor: torch.Tensor) -> None:
-        """Counts a tensor's storage from now on until it is freed."""
+    def weigh(self, tensor: torch.Tensor, *, is_cast: bool = False) -> None:
+        """Counts a tensor's storage from now on until it is freed.
+
+        Args:
+            tensor: The tensor.
+            is_cast: Whether it is a weight in another dtype, as autocast makes and keeps.
+        """
         if tensor.device.type == "meta":  # counts for its operations alone
             return
         storage = tensor.untyped_storage()
@@ -107,8 +114,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         size = storage.nbytes()
         reference = weakref.ref(storage, functools.partial(self._free, identity))
-        self._weighed[identity] = reference, size
+        self._weighed[identity] = reference, size, is_cast
         self.live_bytes += size
+        self.cast_bytes += size * is_cast
         self.on_growth(self.live_bytes)
 
     def hide(self, tensor: torch.Tensor) -> int:
@@ -121,12 +129,17 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known.append(storage)
             self._known_ids.add(id(storage))
         self.live_bytes -= entry[1]
+        self.cast_bytes -= entry[1] * entry[2]
         return entry[1]
 
     def _free(self, identity: int, _reference: Any) -> None:
         entry = self._weighed.pop(identity, None)
         if entry is not None:
             self.live_bytes -= entry[1]
+            self.cast_bytes -= entry[1] * entry[2]
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._known_ids
 
     def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func in _ATTENTION:

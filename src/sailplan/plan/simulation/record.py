@@ -32,14 +32,20 @@ class Stretch:
     """Bytes of those gradients so far."""
     left: int = 0
     """Bytes alive when it ended."""
+    casts: int = 0
+    """Of them, weights in another dtype, which autocast keeps."""
+    casts_saved: int = 0
+    """What is left of those when the next stretch begins."""
     flops: float = 0.0
+    closed: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
 class Recorder:
-    """The stretches so far. `alive` and `flops` say where things stand, whenever they are asked."""
+    """The stretches so far. The functions say where things stand when they are asked."""
 
     alive: Callable[[], int]
+    casts: Callable[[], int]
     flops: Callable[[], float]
     stretches: list[Stretch] = field(default_factory=list)
     _flops: float = 0.0
@@ -53,6 +59,8 @@ class Recorder:
         """Ends a stretch and begins the next."""
         self.end()
         alive = self.alive()
+        if self.stretches:
+            self.stretches[-1].casts_saved = self.casts()
         self.stretches.append(
             Stretch(
                 phase=phase,
@@ -66,10 +74,12 @@ class Recorder:
         )
 
     def end(self) -> None:
-        """Closes the last stretch."""
+        """Closes the last stretch, where it is still open."""
         flops = self.flops()
-        if self.stretches:
+        if self.stretches and not self.stretches[-1].closed:
+            self.stretches[-1].closed = True
             self.stretches[-1].left = self.alive()
+            self.stretches[-1].casts = self.casts()
             self.stretches[-1].flops = flops - self._flops
         self._flops = flops
 
