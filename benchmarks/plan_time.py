@@ -1,8 +1,8 @@
 """How long a plan takes, and what a planned `sailplan train` adds to the first step.
 
 Plans full fine-tuning of Qwen2-VL-7B on 8 H100, and on 64 nodes of them, each in a process of its
-own: with nothing kept, then again from what the first has kept. Then trains a tiny model on the CPU,
-by `sailplan train` with its plan kept and by the bare entry script, in turns, as
+own: with nothing kept, then again from what the first has kept. Then trains a tiny model on the
+CPU, by `sailplan train` with its plan kept and by the bare entry script, in turns, as
 benchmarks/launch_overhead.py does.
 
     python benchmarks/plan_time.py [--repetitions 3] [--plans-only] [--json FILE]
