@@ -145,6 +145,24 @@ def test_global_batch_that_does_not_divide_shows_the_nearest() -> None:
     )
 
 
+def test_global_batch_that_is_not_made_of_the_micro_batch_shows_what_is(tmp_path: Path) -> None:
+    flags = ("--per_device_train_batch_size", "3", "--global_batch_size", "64")
+    with pytest.raises(RunFileError) as caught:
+        planner(tmp_path, *flags).plan()
+    assert str(caught.value) == (
+        "global_batch_size 64 is no multiple of per_device_train_batch_size 3 × 8 ranks; "
+        "allowed: 48 or 72, or a micro batch of 1, 2, 4, 8"
+    )
+
+
+def test_offloading_is_not_chosen_where_the_host_has_no_room(tmp_path: Path) -> None:
+    made = planner(tmp_path, *AUTO, billions=20, gpus=1)
+    assert made.plan().chosen.strategy == "zero3_offload"
+    poor = replace(made, card=replace(made.card, host_bytes=64 * 2**30)).plan()
+    assert poor.chosen.strategy == "single"
+    assert not poor.fits
+
+
 def test_more_gpus_than_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HardwareError, match=r"16 GPUs for 12 rows: .*1 to 12 GPUs"):
         planner(tmp_path, *AUTO, nodes=2, data=rows(12)).plan()

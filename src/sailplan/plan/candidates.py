@@ -177,6 +177,24 @@ def divisors(global_batch: int, ranks: int) -> tuple[int, ...]:
     return tuple(micro for micro in range(1, most + 1) if share % micro == 0)
 
 
+def refuse_micro_batch(global_batch: int, ranks: int, micro_batch: int) -> None:
+    """Refuses a global batch that is not made of whole micro batches; shows the nearest that are.
+
+    Raises:
+        RunFileError: It is not.
+    """
+    step = ranks * micro_batch
+    if global_batch % step == 0:
+        return
+    near = sorted({max(global_batch // step, 1) * step, (global_batch // step + 1) * step})
+    others = ", ".join(map(str, divisors(global_batch, ranks)))
+    raise RunFileError(
+        f"global_batch_size {global_batch} is no multiple of per_device_train_batch_size "
+        f"{micro_batch} × {ranks} ranks",
+        allowed=f"{' or '.join(map(str, near))}, or a micro batch of {others}",
+    )
+
+
 def refuse_more_ranks_than_rows(ranks: int, rows: int | None) -> None:
     """Refuses ranks that would have no row of their own.
 

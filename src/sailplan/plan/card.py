@@ -28,6 +28,8 @@ def card_of(run: Run, machine: Machine, *, here: bool = False) -> Card:
     asked = run.launch.gpus_per_node
     if asked is None and run.accelerate.get("num_processes"):
         asked = max(1, run.accelerate["num_processes"] // nodes)
+    if asked is None and run.launch.strategy == "single":
+        asked = 1
     found = machine.gpus.value
     if run.launch.gpu and not (here and found):
         model = find(run.launch.gpu)
@@ -53,4 +55,5 @@ def card_of(run: Run, machine: Machine, *, here: bool = False) -> Card:
         gpus_per_node=asked or len(found),
         nodes=nodes,
         reason=machine.gpus.reason,
+        host_bytes=machine.memory_bytes.value,
     )

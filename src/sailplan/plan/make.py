@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sailplan.errors import RunFileError
 from sailplan.hardware.catalogue import CATALOGUE, GpuModel, find
+from sailplan.plan.around import disk_of, host_of, steps_of
 from sailplan.plan.candidates import (
     ALONE,
     SHARDED,
@@ -15,19 +16,17 @@ from sailplan.plan.candidates import (
     Candidate,
     Wishes,
     divisors,
+    refuse_micro_batch,
     refuse_more_ranks_than_rows,
     sharding_of,
 )
 from sailplan.plan.choose import Change, Choice, changes, choose, fewer_gpus
 from sailplan.plan.data_facts import DataFacts
 from sailplan.plan.draft import Draft
-from sailplan.plan.host import Disk, Host, Saving, disk_space, host_memory
 from sailplan.plan.memory import shard
 from sailplan.plan.model_facts import ModelFacts
-from sailplan.plan.optimizers import state_bytes
 from sailplan.plan.profiles import Profiles, Simulate, simulate_really
 from sailplan.plan.record import Card, Plan, Tried
-from sailplan.plan.steps import Steps, count_steps
 from sailplan.plan.weigh import Frugal, weigh
 from sailplan.run.blocks import Strategy
 from sailplan.run.method import AUTO, METHODS, MICRO_BATCH, method_of, with_method
@@ -94,14 +93,15 @@ class Planner:
         wishes = self.wishes()
         bench, frugal = self._bench(wishes)
         candidates = weigh(bench, frugal, wishes, self.card.ranks, first=self._first())
-        choice = choose(candidates)
+        held = [one for one in candidates if self._host_holds(one, bench, frugal)]
+        choice = choose(held or candidates)
         chosen = choice.chosen
         workload = bench.workload(
             chosen.strategy, chosen.micro_batch, chosen.accumulation, chosen.checkpointing
         )
         profile = frugal(workload)
-        steps = self._steps(chosen)
-        host, disk = self._around(chosen, bench, frugal, steps)
+        sharding = sharding_of(chosen.strategy, chosen.ranks, self.card.gpus_per_node)
+        steps = steps_of(self.run, self.data.rows, chosen)
         return Plan(
             model=self.model.name,
             method=method_of(self.run),
@@ -120,8 +120,8 @@ class Planner:
             changes=() if chosen.fits else self._changes(bench, wishes, chosen),
             faster=self._faster(bench, wishes, choice),
             steps=steps,
-            host=host,
-            disk=disk,
+            host=host_of(self.run, profile, sharding),
+            disk=disk_of(self.run, profile, workload, sharding, steps),
             price_per_hour=self.run.launch.price_per_hour,
             notes=tuple(self._notes()),
             corrected_by=self.corrections.source,
@@ -144,7 +144,8 @@ class Planner:
         if micro == AUTO and run.is_set("gradient_accumulation_steps"):
             micros = tuple(m for m in micros if m * accumulated * ranks == wanted)
         elif micro != AUTO:
-            run.for_world_size(ranks)  # refuses what does not multiply
+            refuse_micro_batch(wanted, ranks, micro)
+            run.for_world_size(ranks)  # refuses an accumulation that does not multiply
             micros = (micro,)
         if not micros:
             got = f"global_batch_size {wanted} over {ranks} ranks accumulating {accumulated}"
@@ -204,53 +205,16 @@ class Planner:
         )
         return bench, frugal
 
-    def _steps(self, chosen: Candidate) -> Steps | None:
-        run, rows = self.run, self.data.rows
-        if rows is None and run.get("max_steps") <= 0:
-            return None
-        per_step = chosen.micro_batch * chosen.accumulation * chosen.ranks
-        return count_steps(
-            rows=run.get("max_steps") * per_step if rows is None else rows,
-            micro_batch=chosen.micro_batch,
-            accumulation=chosen.accumulation,
-            ranks=chosen.ranks,
-            epochs=run.get("num_train_epochs"),
-            max_steps=run.get("max_steps"),
-            drop_last=bool(run.get("dataloader_drop_last")),
-        )
-
-    def _around(
-        self, chosen: Candidate, bench: Bench, frugal: Frugal, steps: Steps | None
-    ) -> tuple[Host, Disk]:
-        run = self.run
+    def _host_holds(self, one: Candidate, bench: Bench, frugal: Frugal) -> bool:
+        """Says whether the machine has the memory for what a candidate offloads, where we know."""
+        if self.card.host_bytes is None or one.strategy != "zero3_offload":
+            return True
         workload = bench.workload(
-            chosen.strategy, chosen.micro_batch, chosen.accumulation, chosen.checkpointing
+            one.strategy, one.micro_batch, one.accumulation, one.checkpointing
         )
-        profile = frugal(workload)
-        sharding = sharding_of(chosen.strategy, chosen.ranks, self.card.gpus_per_node)
-        workers = int(run.get("dataloader_num_workers") or 0)
-        states = state_bytes(workload.optimizer, profile)
-        kept = states.of_parameters
-        if sharding.strategy.startswith("zero"):
-            kept = states.of_float32 + 4 * profile.trained_parameters
-        elif sharding.strategy == "fsdp2":
-            kept = states.of_float32
-        saving = Saving(
-            strategy=str(run.get("save_strategy")),
-            steps=float(run.get("save_steps")),
-            limit=run.get("save_total_limit"),
-            only_model=bool(run.get("save_only_model")),
-        )
-        disk = disk_space(
-            profile,
-            workload,
-            sharding,
-            state_bytes=kept,
-            saving=saving,
-            total_steps=steps.total if steps else 1,
-            epochs=run.get("num_train_epochs"),
-        )
-        return host_memory(profile, sharding, workers=workers), disk
+        sharding = sharding_of(one.strategy, one.ranks, self.card.gpus_per_node)
+        needed = host_of(self.run, frugal(workload), sharding).peak_bytes
+        return needed <= self.card.host_bytes
 
     def _changes(self, bench: Bench, wishes: Wishes, nearest: Candidate) -> tuple[Change, ...]:
         def other_methods() -> Iterator[tuple[str, Bench]]:

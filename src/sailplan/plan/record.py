@@ -30,6 +30,8 @@ class Card:
     nodes: int
     reason: str
     """How we know: asked for, or found on this machine."""
+    host_bytes: int | None = None
+    """Memory of a machine; None where the GPUs are not this machine's."""
 
     @property
     def ranks(self) -> int:

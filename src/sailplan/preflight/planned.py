@@ -90,6 +90,12 @@ def _told(plan: Plan) -> Iterator[str]:
     warning = "" if plan.fits else "warning: it may not fit; "
     yield f"plan: {warning}{chosen.words}; {needs}, about {duration(chosen.time.step_s)} a step"
     yield from explain(plan)[:_TOLD_REASONS]
+    has = plan.card.host_bytes
+    if has is not None and plan.host.peak_bytes > has:
+        yield (
+            f"warning: about {gib(plan.host.peak_bytes)} of this machine's memory are needed, "
+            f"and it has {gib(has)}"
+        )
 
 
 def _without_gpu(run: Run, machine: Machine) -> Ahead:
