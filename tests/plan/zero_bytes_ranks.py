@@ -19,9 +19,8 @@ BUCKET = 50_000
 
 
 def size(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of tensors, each storage once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    """Bytes of tensors: of views, what they show of their storage."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def states(optimizer: Any) -> list[torch.Tensor]:
@@ -54,7 +53,8 @@ def held(stage: int) -> dict[str, int]:
     if stage == 3:
         gradients = [optimizer.grad_partitions_flat_buffer]
     else:
-        gradients = [piece for group in optimizer.averaged_gradients.values() for piece in group]
+        kept = [piece for group in optimizer.averaged_gradients.values() for piece in group or ()]
+        gradients = [piece for piece in kept if piece is not None]
         gradients += [p.grad for p in model.parameters() if p.grad is not None]
     of_gradients = size(gradients)
     engine.step()
