@@ -70,6 +70,7 @@ def test_plan_as_json_holds_choice_memory_and_disk(run_file: Path) -> None:
     assert set(chosen["memory"]["phases"]["backward"]) >= {"parameters", "activations", "context"}
     assert plan["fits"] is True
     assert plan["candidates"] == []
+    assert plan["reasons"]
     everything = planned(run_file, "--all")["candidates"]
     assert isinstance(everything, list)
     assert {one["micro_batch"] for one in everything} == {1, 2, 4, 8}

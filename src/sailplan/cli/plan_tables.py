@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sailplan.plan.candidates import Candidate
-from sailplan.plan.explain import change, duration, explain, fewer, gib
+from sailplan.plan.explain import change, duration, fewer, gib
 from sailplan.plan.record import Plan
 from sailplan.plan.sharding import KINDS, PHASES
 from sailplan.sizes import shown_bytes
@@ -34,7 +34,7 @@ def show(plan: Plan, *, all_candidates: bool = False) -> None:
     console.print(_facts(plan))
     console.print(f"memory of each {card.gpu}, GiB", style="bold")
     console.print(_memory(chosen))
-    _lines(console, "why", explain(plan))
+    _lines(console, "why", plan.reasons)
     if plan.changes:
         _lines(console, "what would fit", map(change, plan.changes))
     if plan.faster is not None:

@@ -23,6 +23,7 @@ from sailplan.plan.candidates import (
 from sailplan.plan.choose import Change, Choice, changes, choose, fewer_gpus
 from sailplan.plan.data_facts import DataFacts
 from sailplan.plan.draft import Draft
+from sailplan.plan.explain import explain
 from sailplan.plan.memory import shard
 from sailplan.plan.model_facts import ModelFacts
 from sailplan.plan.profiles import Profiles, Simulate, simulate_really
@@ -77,7 +78,8 @@ class Planner:
         """
         refuse_more_ranks_than_rows(self.card.ranks, self.data.rows)
         if method_of(self.run) != AUTO:
-            return self._plan(())
+            plan = self._plan(())
+            return replace(plan, reasons=explain(plan))
         tried: list[Tried] = []
         for method in METHODS:
             is_last = method == list(METHODS)[-1]
@@ -85,7 +87,7 @@ class Planner:
             # A step from the host's memory takes many times as long as a less faithful method's.
             plan = replace(self, run=run, offload=is_last)._plan(tuple(tried))
             if plan.fits or is_last:
-                return plan
+                return replace(plan, reasons=explain(plan))
             tried.append(Tried(method=method, needed_bytes=plan.chosen.needed_bytes))
         raise AssertionError("one of the methods is the last")
 

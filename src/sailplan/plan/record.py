@@ -85,6 +85,8 @@ class Plan:
     """Of one GPU."""
     notes: tuple[str, ...]
     """What was assumed, one line each."""
+    reasons: tuple[str, ...] = ()
+    """Why it is so, as `explain` has found from all candidates."""
     corrected_by: str | None = None
     """The run directory whose measurements corrected it."""
     memory_factor: float = 1.0

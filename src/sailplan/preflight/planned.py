@@ -12,7 +12,7 @@ from sailplan.launcher.planned import asked_strategy, with_plan
 from sailplan.launcher.strategy import divide, on_cpu
 from sailplan.plan.candidates import divisors
 from sailplan.plan.card import card_of
-from sailplan.plan.explain import change, duration, explain, gib
+from sailplan.plan.explain import change, duration, gib
 from sailplan.plan.of_run import plan_of
 from sailplan.plan.record import Card, Plan
 from sailplan.plan.store import NotKeptError, only_kept
@@ -89,7 +89,7 @@ def _told(plan: Plan) -> Iterator[str]:
     needs = f"{gib(chosen.needed_bytes)} of {gib(chosen.card_bytes)} per GPU"
     warning = "" if plan.fits else "warning: it may not fit; "
     yield f"plan: {warning}{chosen.words}; {needs}, about {duration(chosen.time.step_s)} a step"
-    yield from explain(plan)[:_TOLD_REASONS]
+    yield from plan.reasons[:_TOLD_REASONS]
     has = plan.card.host_bytes
     if has is not None and plan.host.peak_bytes > has:
         yield (
