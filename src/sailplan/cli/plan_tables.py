@@ -103,9 +103,12 @@ def _facts(plan: Plan) -> Table:
     table.add_row("speed", f"{plan.tokens_per_s:,.0f} tokens/s over all GPUs")
     if plan.steps is not None:
         steps, total = plan.steps, plan.total_s or 0.0
-        table.add_row("steps", f"{steps.total} ({steps.per_epoch} an epoch)")
         length = f"{duration(total / time.band)} to {duration(total * time.band)}"
-        table.add_row("run", f"{duration(total)}, {length}; an epoch {duration(plan.epoch_s or 0)}")
+        of_epoch = ("", "")
+        if plan.epoch_s is not None:
+            of_epoch = (f" ({steps.per_epoch} an epoch)", f"; an epoch {duration(plan.epoch_s)}")
+        table.add_row("steps", f"{steps.total}{of_epoch[0]}")
+        table.add_row("run", f"{duration(total)}, {length}{of_epoch[1]}")
     if plan.cost is not None:
         table.add_row("cost", f"{plan.cost:,.2f} at {plan.price_per_hour:g} an hour and GPU")
     offloaded = f", {gib(host.training_bytes)} offloaded" if host.training_bytes else ""

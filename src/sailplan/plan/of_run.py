@@ -99,9 +99,9 @@ def of_weights(model: ModelFacts) -> str:
         return ""
     gb = size / 1e9
     return (
-        f"what its files still say: {gb:.1f} GB of weights; in 16 bits full fine-tuning keeps about "
-        f"{8 * gb:.1f} GB of them, gradients and AdamW over all GPUs, LoRA {gb:.1f} GB and QLoRA "
-        f"{0.3 * gb:.1f} GB on each, without activations"
+        f"what its files still say: {gb:.1f} GB of weights; in 16 bits full fine-tuning keeps "
+        f"about {8 * gb:.1f} GB of them, gradients and AdamW over all GPUs, LoRA {gb:.1f} GB and "
+        f"QLoRA {0.3 * gb:.1f} GB on each, without activations"
     )
 
 

@@ -108,7 +108,9 @@ class Plan:
     @property
     def epoch_s(self) -> float | None:
         """Seconds of one pass over the rows, without evaluation and saving."""
-        return None if self.steps is None else self.steps.per_epoch * self.chosen.time.step_s
+        if self.steps is None or self.data.rows is None:
+            return None
+        return self.steps.per_epoch * self.chosen.time.step_s
 
     @property
     def total_s(self) -> float | None:

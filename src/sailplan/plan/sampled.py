@@ -57,9 +57,7 @@ class _Tally:
         )
 
 
-def encoded(
-    run: Run, rows: Rows, format: Format, opener: ImageOpener, most: int
-) -> DataFacts:
+def encoded(run: Run, rows: Rows, format: Format, opener: ImageOpener, most: int) -> DataFacts:
     """Measures a sample with the run's own encoder.
 
     Raises:
