@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from sailplan.plan.draft import Draft
+from sailplan.plan.model_facts import model_facts
+from sailplan.plan.store import only_kept
 from sailplan.plan.workload import Workload
 from sailplan.run.blocks import Strategy
 from tests.plan.made import planner
@@ -80,6 +82,25 @@ def test_checkpointing_is_of_the_kind_that_trains(
     tmp_path: Path, flags: tuple[str, ...], strategy: Strategy, on: bool, kind: str
 ) -> None:
     assert workload(tmp_path, *flags, strategy=strategy, on=on).checkpointing == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "size"),
+    [
+        ("Qwen/Qwen2-VL-7B-Instruct", ("--max_pixels", "200704"), ("longest_edge", 200704)),
+        ("mistral-community/pixtral-12b", ("--max_pixels", "589824"), ("longest_edge", 768)),
+    ],
+)
+def test_pixel_budget_is_in_the_image_processors_settings(
+    tmp_path: Path, name: str, flags: tuple[str, ...], size: tuple[str, int]
+) -> None:
+    made = planner(tmp_path, "--model_name_or_path", name, *flags)
+    draft = Draft(run=made.run, model=model_facts(made.run), data=made.data, gpu=made.gpu)
+    settings = draft.workload("ddp", 1, 1, True).image_processor
+    assert settings
+    assert settings["size"][size[0]] == size[1]
+    with only_kept():  # and is not worked out again
+        assert draft.workload("ddp", 1, 1, True).image_processor == settings
 
 
 def test_everything_else_is_as_written(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from sailplan.plan.budget import with_budget
 from sailplan.plan.data_facts import DataFacts
 from sailplan.plan.model_facts import ModelFacts
 from sailplan.plan.workload import Adapter, Images, Loss, Workload
@@ -131,19 +132,10 @@ class Draft:
 
     def _image_processor(self) -> dict[str, Any] | None:
         """Returns the image processor's settings, with the run's pixel budget."""
-        settings = self.model.image_processor
-        low, high = self.run.get("min_pixels"), self.run.get("max_pixels")
-        if settings is None or (low is None and high is None):
-            return None if settings is None else dict(settings)
-        changed = dict(settings)
-        size = dict(changed.get("size") or {})
-        if "min_pixels" in changed or "shortest_edge" in size:
-            changed |= {} if low is None else {"min_pixels": low}
-            changed |= {} if high is None else {"max_pixels": high}
-            size |= {} if low is None else {"shortest_edge": low}
-            size |= {} if high is None else {"longest_edge": high}
-            changed["size"] = size
-        return changed
+        if self.model.image_processor is None:
+            return None
+        limits = {name: self.run.get(name) for name in ("min_pixels", "max_pixels")}
+        return with_budget(self.model.config, self.model.image_processor, **limits)
 
 
 def _images(data: DataFacts) -> Images | None:
