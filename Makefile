@@ -51,6 +51,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/launch_overhead.py
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/inspect_speed.py
+	$(BIN)/python benchmarks/plan_time.py
+	$(BIN)/python benchmarks/plan_speed.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

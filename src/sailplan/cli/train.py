@@ -48,6 +48,7 @@ def train(
     from sailplan.launcher.command import command
     from sailplan.preflight.before import before_launch
     from sailplan.preflight.checks import check
+    from sailplan.preflight.planned import plan_ahead
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
 
@@ -58,8 +59,9 @@ def train(
     environment = {**os.environ, **wanted.environment()}
     machine = detect(environment)
     port = local.meeting_port(wanted)
-    launch = command(wanted, machine, port=port, environment=environment)
-    for note in (*wanted.notes, *launch.notes):
+    ahead = plan_ahead(wanted, machine, refuse=not no_preflight)
+    launch = command(ahead.run, machine, port=port, environment=environment)
+    for note in (*wanted.notes, *ahead.notes, *launch.notes):
         # With --dry-run, standard output is for whoever runs or reads the command.
         print(note, file=sys.stderr if dry_run else sys.stdout, flush=True)
     if dry_run:
@@ -69,10 +71,10 @@ def train(
         for path, text in launch.files.items():
             print(f"\n# {path}\n{text}", end="")
         return
-    RunDirectory.of(wanted).check(wanted)
+    RunDirectory.of(wanted).check(ahead.kept)
     if not no_preflight:
-        before_launch(wanted, machine)
-    raise typer.Exit(local.train(wanted, launch, machine, environment))
+        before_launch(ahead.run, machine, plan=ahead.plan)
+    raise typer.Exit(local.train(ahead.kept, launch, machine, environment, plan=ahead.plan))
 
 
 def find_run_file(name: str) -> Path:

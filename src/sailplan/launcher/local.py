@@ -22,6 +22,7 @@ from sailplan.errors import LaunchError
 from sailplan.hardware.detect import Machine
 from sailplan.launcher.accelerate import PARENT_VARIABLE
 from sailplan.launcher.command import Launch
+from sailplan.plan.record import Plan
 from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
@@ -62,7 +63,14 @@ def meeting_port(run: Run) -> int:
         return int(probe.getsockname()[1])
 
 
-def train(run: Run, launch: Launch, machine: Machine, environment: Mapping[str, str]) -> int:
+def train(
+    run: Run,
+    launch: Launch,
+    machine: Machine,
+    environment: Mapping[str, str],
+    *,
+    plan: Plan | None = None,
+) -> int:
     """Carries a run's launch out in its directory and returns its exit code.
 
     A run that fails before it trains leaves the directory as it was.
@@ -72,13 +80,14 @@ def train(run: Run, launch: Launch, machine: Machine, environment: Mapping[str, 
         launch: How it is launched.
         machine: Where.
         environment: Variables of the ranks beside the launch's own; may hold secrets.
+        plan: What the run was planned to need, where it was planned.
 
     Raises:
         OutputError: The directory cannot be written, or holds another run.
     """
     directory = RunDirectory.of(run)
     began_before = directory.began_at()
-    claim = write_files(run, launch, machine)
+    claim = write_files(run, launch, machine, plan=plan)
     code = 1
     try:
         code = carry_out(launch, environment)
@@ -88,8 +97,14 @@ def train(run: Run, launch: Launch, machine: Machine, environment: Mapping[str, 
     return code
 
 
-def write_files(run: Run, launch: Launch, machine: Machine) -> Claim:
+def write_files(run: Run, launch: Launch, machine: Machine, *, plan: Plan | None = None) -> Claim:
     """Claims the run's directory with what the launch reads and what it was.
+
+    Args:
+        run: The run.
+        launch: How it is launched.
+        machine: Where.
+        plan: What it was planned to need.
 
     Raises:
         OutputError: The directory cannot be written, or holds another run.
@@ -101,6 +116,8 @@ def write_files(run: Run, launch: Launch, machine: Machine) -> Claim:
         directory.command_file: launch.shell() + "\n",
         directory.environment_file: record + "\n",
     }
+    if plan is not None:
+        texts[directory.plan_file] = plan.text()
     return directory.claim(run, texts)
 
 

@@ -39,22 +39,23 @@ def divide(run: Run, machine: Machine) -> Division:
     if nodes > 1:
         got = f"{nodes} machines are asked for, and `sailplan train` starts ranks on this one"
         raise LaunchError(got, todo="write launch.nodes: 1, or run the script under your scheduler")
-    on_cpu, device_note = _device(run, machine)
-    processes, notes = _processes(run, machine, on_cpu=on_cpu)
+    without_gpu = on_cpu(run, machine)
+    device_note = _device_note(run, machine)
+    processes, notes = _processes(run, machine, on_cpu=without_gpu)
     preset, reason = _preset(run, processes)
     if preset.strategy == "single" and processes > 1:
-        if not _count_is_asked(run, on_cpu=on_cpu):
+        if not _count_is_asked(run, on_cpu=without_gpu):
             processes = 1
         else:
             got = f"strategy single with {processes} processes"
             raise RunFileError(got, todo="ask for one process, or for another strategy")
-    if on_cpu and preset.strategy == "fsdp2":
+    if without_gpu and preset.strategy == "fsdp2":
         got = "strategy fsdp2 on the CPU, where accelerate would silently train as ddp"
         raise HardwareError(got, allowed="single, ddp, zero1, zero2, zero3, zero3_offload")
     if run.get("load_in_8bit") and preset.strategy == "fsdp2":
         got = "load_in_8bit with strategy fsdp2, which cannot shard 8-bit weights"
         raise RunFileError(got, allowed="ddp, or load_in_4bit")
-    if on_cpu and preset.strategy.startswith("zero") and not machine.cpu_zero.value:
+    if without_gpu and preset.strategy.startswith("zero") and not machine.cpu_zero.value:
         reason = f"{preset.strategy} cannot start on the CPU: {machine.cpu_zero.reason}"
         reason += "; going on with one process"
         if processes > 1 and run.get("global_batch_size") is None:
@@ -65,18 +66,25 @@ def divide(run: Run, machine: Machine) -> Division:
     return Division(
         preset=preset,
         processes=processes,
-        on_cpu=on_cpu,
+        on_cpu=without_gpu,
         notes=(*device_note, *notes, *preset.notes),
     )
 
 
-def _device(run: Run, machine: Machine) -> tuple[bool, tuple[str, ...]]:
-    """Returns whether to train on the CPU, and why where nobody asked for it."""
-    if run.launch.cpu or run.get("use_cpu") or run.accelerate.get("cpu"):
-        return True, ()
-    if machine.gpus.value:
-        return False, ()
-    return True, (f"training on the CPU: {machine.gpus.reason}",)
+def on_cpu(run: Run, machine: Machine) -> bool:
+    """Says whether a run trains on the CPU: asked to, or for want of a GPU."""
+    return _cpu_is_asked(run) or not machine.gpus.value
+
+
+def _cpu_is_asked(run: Run) -> bool:
+    return bool(run.launch.cpu or run.get("use_cpu") or run.accelerate.get("cpu"))
+
+
+def _device_note(run: Run, machine: Machine) -> tuple[str, ...]:
+    """Says why a run trains on the CPU where nobody asked for it."""
+    if _cpu_is_asked(run) or machine.gpus.value:
+        return ()
+    return (f"training on the CPU: {machine.gpus.reason}",)
 
 
 def _count_is_asked(run: Run, *, on_cpu: bool) -> bool:

@@ -108,3 +108,10 @@ class Time:
     """The share of the GPU's peak that computing is taken to reach."""
     band: float
     """A factor: the truth is expected between step_s / band and step_s × band."""
+    regime: str = ""
+    """The kind of case whose published utilisations that share is from."""
+
+    @property
+    def range_s(self) -> tuple[float, float]:
+        """From the shortest to the longest that a step is expected to take."""
+        return self.step_s / self.band, self.step_s * self.band

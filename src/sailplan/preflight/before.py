@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sailplan.errors import HardwareError
 from sailplan.hardware.detect import Machine
+from sailplan.plan.record import Plan
 from sailplan.preflight.checks import check_hub
 from sailplan.preflight.doctor import CHECKS, Line, examine
 from sailplan.preflight.finding import Subject
@@ -45,18 +46,22 @@ BEFORE_QUEUE = (hub, data)
 """What is called before a run is queued, on a machine that is not the one that trains."""
 
 
-def before_launch(run: Run, found: Machine, *, queued: bool = False) -> None:
+def before_launch(
+    run: Run, found: Machine, *, plan: Plan | None = None, queued: bool = False
+) -> None:
     """Stops a run that is going to fail, before anything is started.
 
     Args:
         run: The run.
         found: This machine.
+        plan: The run's plan, where there is one: it says what disk is needed.
         queued: The run will train elsewhere: of this machine nothing is asked.
 
     Raises:
         SailplanError: It is going to fail; which class says why.
     """
-    subject = Subject.of(run, machine=found)
+    disk_bytes = plan.disk.written_bytes if plan else None
+    subject = Subject.of(run, machine=found, disk_bytes=disk_bytes)
     for prove in BEFORE_QUEUE if queued else BEFORE_LAUNCH:
         prove(subject)
 

@@ -14,9 +14,6 @@ from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.sizes import shown_bytes
 
-PLAN_FILE = "plan.json"
-"""The plan in a run's directory; its `disk_bytes` is what the run writes there."""
-
 LEAST_BYTES = 1 << 30
 """What is wanted where no run is named."""
 
@@ -54,13 +51,15 @@ def room(subject: Subject) -> Finding:
 def wanted_bytes(subject: Subject) -> tuple[int, str]:
     """Returns the bytes that the run will write, and where the number comes from.
 
-    The plan's, where the run's directory holds one; else a low estimate, which no run that fits
+    The plan's, where there is one, now or in the run's directory; else a low estimate, which no run that fits
     exceeds: the model, and two checkpoints of it (the second is whole before the first goes).
     """
     run = subject.run
     if run is None:
         return LEAST_BYTES, "for any run"
-    planned = planned_bytes(RunDirectory.of(run).path / PLAN_FILE)
+    planned = subject.disk_bytes
+    if planned is None:
+        planned = planned_bytes(RunDirectory.of(run).plan_file)
     if planned is not None:
         return planned, "as planned"
     checkpoints = (

@@ -69,10 +69,20 @@ class Subject:
     """How the run would be divided, were everything there; None without a run."""
     trouble: SailplanError | None = None
     """Why the run cannot be divided on this machine."""
+    disk_bytes: int | None = None
+    """What the run will write, as planned; None where nothing was planned."""
 
     @classmethod
-    def of(cls, run: Run | None, *, machine: Machine | None = None) -> Subject:
-        """Looks at this machine, for a run or for any."""
+    def of(
+        cls, run: Run | None, *, machine: Machine | None = None, disk_bytes: int | None = None
+    ) -> Subject:
+        """Looks at this machine, for a run or for any.
+
+        Args:
+            run: The run.
+            machine: This machine, where it was looked at before.
+            disk_bytes: What the run's plan says that it writes.
+        """
         environment = {**os.environ, **(run.environment() if run else {})}
         machine = machine or detect(environment)
         division = trouble = None
@@ -90,6 +100,7 @@ class Subject:
             run=run,
             division=division,
             trouble=trouble,
+            disk_bytes=disk_bytes,
         )
 
     @property

@@ -47,6 +47,14 @@ class SailplanArguments:
             "follows from it, the micro batch and the world size."
         },
     )
+    method: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the model trains, in a word that sets use_peft, load_in_4bit and dtype; "
+            "auto is the most faithful that fits the GPUs.",
+            "choices": ["auto", "full", "lora", "qlora"],
+        },
+    )
     dataset_format: str = field(
         default="auto",
         metadata={

@@ -14,6 +14,7 @@ from sailplan.run.accelerate_flags import accelerate_flags
 from sailplan.run.blocks import LaunchBlock, SlurmBlock, build_block
 from sailplan.run.fields import Field, FieldType, field_table, package_folder
 from sailplan.run.legacy import legacy_names, translate
+from sailplan.run.method import AUTO, MICRO_BATCH, settle
 from sailplan.run.nearest import nearest
 from sailplan.run.overrides import read_flags
 from sailplan.run.values import Entry, Raw, Scalar, coerce, shown
@@ -85,6 +86,7 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
         _add(parts, read_entries(path, blocks=_BLOCKS))
     _add(parts, read_flags(flags, _field_of))
     _settle_accelerate(parts)
+    parts.notes += settle(parts.explicit, parts.where)
 
     def get(name: str) -> Any:
         return parts.explicit.get(name, field_table()[name].default)
@@ -120,7 +122,7 @@ def _add(parts: _Parts, entries: Sequence[Entry]) -> None:
     parts.notes += translated.notes
     for entry in translated.entries:
         if entry.name in table:
-            value = coerce(table[entry.name], entry.raw, entry.where)
+            value = _value(table[entry.name], entry)
             parts.explicit[entry.name] = _WORDS.get((entry.name, str(value).lower()), value)
             parts.where[entry.name] = entry.where
         elif entry.name == "env":
@@ -131,6 +133,13 @@ def _add(parts: _Parts, entries: Sequence[Entry]) -> None:
             _add_to_block(parts, entry)
         else:
             _add_accelerate(parts, entry)
+
+
+def _value(field: Field, entry: Entry) -> Any:
+    is_word = entry.name == MICRO_BATCH and isinstance(entry.raw, Scalar)
+    if is_word and entry.raw.text.strip().lower() == AUTO:  # type: ignore[union-attr]  # a Scalar
+        return AUTO
+    return coerce(field, entry.raw, entry.where)
 
 
 def _environment(entry: Entry) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sailplan.errors import RunFileError
 from sailplan.hub.repository import Repository
-from sailplan.run import assemble, sanity, saved
+from sailplan.run import assemble, method, sanity, saved
 from sailplan.run.blocks import LaunchBlock, SlurmBlock
 from sailplan.run.fields import field_table
 from sailplan.run.help import script_help
@@ -125,8 +125,10 @@ class Run:
         any number of ranks, and the ranks check that both agree.
 
         Raises:
-            RunFileError: The global batch is no multiple of micro batch × world size.
+            RunFileError: The global batch is no multiple of micro batch × world size, or the micro
+                batch or the method is still `auto`.
         """
+        method.refuse_open(self)
         if self.get("global_batch_size") is None:
             return self
         wanted, micro = self.get("global_batch_size"), self.get("per_device_train_batch_size")

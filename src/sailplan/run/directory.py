@@ -69,6 +69,16 @@ class RunDirectory:
         return self.path / "revisions.json"
 
     @property
+    def plan_file(self) -> Path:
+        """What the run was planned to need, and why it is divided as it is."""
+        return self.path / "plan.json"
+
+    @property
+    def measured_file(self) -> Path:
+        """What its first steps took, beside what was planned."""
+        return self.path / "measured.json"
+
+    @property
     def trackers_file(self) -> Path:
         """The ids by which trackers know the run; no secrets."""
         return self.path / "trackers.json"

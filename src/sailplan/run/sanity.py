@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sailplan.errors import RunFileError
+from sailplan.run.method import AUTO, MICRO_BATCH
 
 Get = Callable[[str], Any]
 
@@ -95,7 +96,9 @@ def check(explicit: Mapping[str, Any], get: Get, where: Mapping[str, str]) -> No
         RunFileError: The first that is wrong.
     """
     for name, value in explicit.items():
-        if name in RANGES and value is not None and value not in RANGES[name]:
+        if name not in RANGES or value in (None, AUTO):
+            continue
+        if value not in RANGES[name]:
             raise RunFileError(f"{where[name]}: {name} is {value:g}", allowed=str(RANGES[name]))
     if explicit.get("output_dir") == "":  # it would be the working directory
         raise RunFileError(f"{where['output_dir']}: output_dir is empty", allowed="a folder")
@@ -130,6 +133,9 @@ def _refuse_contradictions(get: Get, where: Mapping[str, str]) -> None:
     if get("fp16") and get("bf16"):
         got = f"{where['fp16']}: fp16 and bf16 are both true"
         raise RunFileError(got, todo="keep one")
+    if get(MICRO_BATCH) == AUTO and get("global_batch_size") is None:
+        got = f"{where[MICRO_BATCH]}: {MICRO_BATCH} is auto without global_batch_size"
+        raise RunFileError(got, todo="write the samples of an optimizer step as global_batch_size")
     low, high = get("min_pixels"), get("max_pixels")
     if low is not None and high is not None and low > high:
         got = f"{where['min_pixels']}: min_pixels is {low}, more than max_pixels {high}"

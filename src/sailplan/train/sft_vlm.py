@@ -61,6 +61,7 @@ def train(run: Run) -> None:
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
+        from sailplan.train.first_steps import FirstSteps
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.gradients import GradientGuard
         from sailplan.train.optimizer import optimizer_by_part
@@ -115,6 +116,7 @@ def train(run: Run) -> None:
             MetricsFile(run),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
+            FirstSteps(directory),
             *early_stopping(run),
         ],
     )

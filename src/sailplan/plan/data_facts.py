@@ -1,0 +1,52 @@
+"""What a plan knows of a run's rows: how many, how long, and with which images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """The rows that are trained on, by a sample of them or by assumption."""
+
+    rows: int | None
+    """Their number; None where the data is not at hand."""
+    lengths: tuple[int, ...]
+    """Tokens of each sampled row, image tokens among them, in rising order; at least one."""
+    trained_share: float
+    """Of all tokens, those with a label."""
+    images_per_row: int
+    """The most that a row has."""
+    image_height: int
+    """Pixels, of the image that takes most tokens; 0 where there are none."""
+    image_width: int
+    sampled: int
+    """Rows that were read for it; 0 where all of this is assumed."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, one line each."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, which memory is planned for."""
+        return self.lengths[-1]
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a row on average."""
+        return sum(self.lengths) / len(self.lengths)
+
+    def padded(self, micro_batch: int, *, grouped: bool = False) -> float:
+        """Returns how long the rows of a micro batch are on average, padded to its longest.
+
+        Args:
+            micro_batch: Rows that are drawn at random.
+            grouped: Whether rows of like length are drawn together instead.
+        """
+        if grouped:
+            return self.mean
+        count = len(self.lengths)
+        expected = 0.0
+        for index, length in enumerate(self.lengths):
+            reaches = ((index + 1) / count) ** micro_batch - (index / count) ** micro_batch
+            expected += length * reaches
+        return expected

@@ -1,0 +1,139 @@
+"""Plans and profiles as JSON, and a cache of profiles on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import xxhash
+
+from sailplan import __version__
+from sailplan.files import write_atomically
+
+T = TypeVar("T")
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+"""Packages whose versions decide what a simulation finds."""
+
+
+def to_json(value: Any) -> Any:
+    """Returns a dataclass as what JSON can hold."""
+    return dataclasses.asdict(value)
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """Returns the value of a type that `to_json` was given.
+
+    Raises:
+        TypeError, KeyError, ValueError: It is the JSON of something else.
+    """
+    return _read(kind, data)  # type: ignore[no-any-return]  # of the type that is asked for
+
+
+def _read(kind: Any, data: Any) -> Any:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        inner = [option for option in get_args(kind) if option is not type(None)]
+        return None if data is None else _read(inner[0], data)
+    if origin is tuple:
+        items = get_args(kind)
+        if items[-1:] == (...,):
+            return tuple(_read(items[0], item) for item in data)
+        return tuple(_read(item, part) for item, part in zip(items, data, strict=True))
+    if origin in (dict, Mapping):
+        return {key: _read(get_args(kind)[1], item) for key, item in data.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        return kind(**{name: _read(hints[name], item) for name, item in data.items()})
+    return data
+
+
+def cache_folder() -> Path:
+    """Returns where profiles are kept: `$SAILPLAN_CACHE`, else below the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    written = os.environ.get("SAILPLAN_CACHE") or f"{home}/sailplan"
+    return Path(os.path.expandvars(written)).expanduser() / "plans"
+
+
+class NotKeptError(Exception):
+    """What is asked for was not made before, and may not be made now."""
+
+
+_only_kept: ContextVar[bool] = ContextVar("only_kept", default=False)
+
+
+@contextmanager
+def only_kept() -> Iterator[None]:
+    """Has `cached` make nothing: it raises `NotKeptError` instead."""
+    token = _only_kept.set(True)
+    try:
+        yield
+    finally:
+        _only_kept.reset(token)
+
+
+def cached(kind: type[T], key: str, make: Callable[[], T]) -> T:
+    """Returns what was made under a key with these versions before, else makes and keeps it.
+
+    Args:
+        kind: Of the value, a dataclass.
+        key: All that decides on it.
+        make: Makes it.
+
+    Raises:
+        NotKeptError: Within `only_kept`, there is nothing under the key.
+    """
+    found = recall(kind, key)
+    if found is None:
+        if _only_kept.get():
+            raise NotKeptError(kind.__name__)
+        found = make()
+        keep(found, key)
+    return found
+
+
+def recall(kind: type[T], key: str) -> T | None:
+    """Returns what is kept under a key; None where there is nothing, or nothing readable."""
+    try:
+        return from_json(kind, json.loads(_path(kind, key).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def keep(value: Any, key: str) -> None:
+    """Keeps a value under a key; a folder that cannot be written is passed over."""
+    path = _path(type(value), key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(to_json(value)).encode())
+    except OSError:
+        return
+
+
+def _path(kind: type, key: str) -> Path:
+    made_by = {"sailplan": [__version__, _sources()], **{name: _version(name) for name in PACKAGES}}
+    digest = xxhash.xxh3_128_hexdigest(f"{kind.__name__}\0{made_by}\0{key}".encode())
+    return cache_folder() / f"{kind.__name__.lower()}-{digest}.json"
+
+
+@cache
+def _sources() -> list[tuple[str, int, int]]:
+    """Returns size and time of this room's files: a clone's version stays while they change."""
+    status = {path.name: path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))}
+    return [(name, found.st_size, found.st_mtime_ns) for name, found in status.items()]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
