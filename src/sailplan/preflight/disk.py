@@ -51,8 +51,9 @@ def room(subject: Subject) -> Finding:
 def wanted_bytes(subject: Subject) -> tuple[int, str]:
     """Returns the bytes that the run will write, and where the number comes from.
 
-    The plan's, where there is one, now or in the run's directory; else a low estimate, which no run that fits
-    exceeds: the model, and two checkpoints of it (the second is whole before the first goes).
+    The plan's, where there is one, now or in the run's directory; else a low estimate, which no run
+    that fits exceeds: the model, and two checkpoints of it (the second is whole before the first
+    goes).
     """
     run = subject.run
     if run is None:
