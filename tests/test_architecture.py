@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,15 +132,16 @@ def test_dry_run_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_help_answers_in_a_third_of_a_second() -> None:
-    """The best of five, because the machine that tests has other work too."""
+    """By the processor's time, best of five: the machine that tests has other work too."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = os.times()
         run_python(
             "import sys; sys.argv = ['sailplan', '--help']; import sailplan.__main__ as m; m.main()"
         )
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+        after = os.times()
+        times.append(sum(after[2:4]) - sum(before[2:4]))  # of children that have ended
+    assert 0 < min(times) < 0.3
 
 
 def test_checkpoints_and_merging_import_no_training_library() -> None:

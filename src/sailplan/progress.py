@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -106,3 +107,34 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
             print(f"{label}: {done}{of}, {done / (now - start):.1f}/s", file=sys.stderr, flush=True)
     if last != start:
         print(f"{label}: {done} done in {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """Shows that a block of unknown length goes on, on standard error.
+
+    On a terminal a spinner with the time; elsewhere a plain line every `PLAIN_LINE_EVERY_S`.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            progress.add_task(label, total=None)
+            yield
+        return
+    ended = threading.Event()
+    start = time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(PLAIN_LINE_EVERY_S):
+            print(f"{label}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()

@@ -35,6 +35,27 @@ MISTAKES: dict[str, tuple[str, dict[str, object], dict[str, object], int, str]] 
         3,
         "chat_template_path none.jinja cannot be read (No such file or directory); allowed: chatml",
     ),
+    "code of the model's own": (
+        "config.json",
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}},
+        {},
+        3,
+        "write trust_remote_code: true if you trust the code",
+    ),
+    "end of text that no vocabulary has": (
+        "config.json",
+        {},
+        {"eos_token": "</none>"},
+        3,
+        "eos_token '</none>' is not in the vocabulary",
+    ),
+    "end of text that is another token": (
+        "config.json",
+        {"eos_token_id": 0},
+        {},
+        3,
+        " has eos_token_id 0, which is the tokenizer's bos_token",
+    ),
     "token of none": (
         "config.json",
         {},

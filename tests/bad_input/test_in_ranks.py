@@ -166,6 +166,20 @@ IN_RANKS: dict[str, tuple[list[dict], dict[str, bytes], dict[str, object], int, 
         3,
         "lora_target_modules: 'query' matches no layer of the model; allowed: down_proj, ",
     ),
+    "tracker that is not installed": (
+        [GOOD],
+        {},
+        {"report_to": "neptune"},
+        2,
+        "report_to is neptune, which is not installed; install it",
+    ),
+    "tracker that nobody knows": (
+        [GOOD],
+        {},
+        {"report_to": "tensorbord"},
+        2,
+        "report_to is 'tensorbord'; allowed: none, all, azure_ml, ",
+    ),
     "output_dir of another run": (
         [GOOD],
         {"out/run.yaml": b"model_name_or_path: a/b\ndataset_name: c/d\n"},
@@ -227,7 +241,7 @@ def test_launch_of_one_rank_that_fails_leaves_the_earlier_run_as_it_was(
     directory = RunDirectory.of(run)
     directory.begin(run)
     before = files_under(here)
-    end = train(RUN, *arguments, timeout=120)
+    end = train(RUN, *arguments, timeout=240)
     assert_one_line(end, 4, "train row 0 (from 0): image 'b.png' is missing")
     assert files_under(here) == before
 
@@ -239,5 +253,5 @@ def test_launch_of_two_ranks_of_which_one_fails_while_training_is_one_line(
     truncate(here / "b.png")
     write_rows(here, [GOOD, chat(images=["b.png"])])
     values = {"per_device_train_batch_size": 1, "dataloader_num_workers": 1}
-    end = train(RUN, *flags_of(values), "--launch.processes", "2", timeout=120)
+    end = train(RUN, *flags_of(values), "--launch.processes", "2", timeout=240)
     assert_one_line(end, 4, "error: train row 1 (from 0): image 'b.png' is corrupt or cut off: ")

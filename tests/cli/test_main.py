@@ -34,8 +34,9 @@ def test_version_is_the_package_version() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb_is_a_function_of_its_module_and_has_help(verb: str) -> None:
-    assert find_spec(f"sailplan.cli.{verb}")
-    assert getattr(import_module(f"sailplan.cli.{verb}"), verb).__doc__
+    name = verb.replace("-", "_")
+    assert find_spec(f"sailplan.cli.{name}")
+    assert getattr(import_module(f"sailplan.cli.{name}"), name).__doc__
     code, out, _ = sailplan(verb, "--help")
     assert code == 0
     assert "Usage:" in out

@@ -13,6 +13,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +99,18 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "tiff.tiff": lambda: _saved(_noise("RGB", (40, 30)), "TIFF"),
     "bitmap.bmp": lambda: _saved(_noise("RGB", (40, 30)), "BMP"),
 }
+
+
+@cache
+def picture(name: str) -> bytes:
+    """The content of a picture's file."""
+    return PICTURES[name]()
+
+
+def draw_all(folder: Path) -> None:
+    """Writes every picture's file."""
+    for name in PICTURES:
+        (folder / name).write_bytes(picture(name))
 
 
 def items() -> list[Item]:
@@ -368,9 +381,22 @@ class Through(NamedTuple):
 
     rows: list[dict[str, Any]]
     batches: list[dict[str, torch.Tensor]]
+    collate: Collator
 
 
 Door = Callable[..., Through]
+
+
+def pass_through(run: Run, processor: Any, family: Family) -> Through:
+    """Reads, encodes and collates the rows of a run as training does."""
+    raw = load_rows(run)
+    found, opener = resolve_format(run, raw), image_opener(run, raw)
+    encoder = Encoder.of(run, processor, family)
+    rows_of = iter(prepare(run, raw, found, encoder, opener).train)
+    encoded = list(itertools.islice(rows_of, COUNT))  # a stream goes on for ever
+    collate = Collator(processor, family, found, opener)
+    batches = [collate(encoded[start : start + 10]) for start in range(0, len(encoded), 10)]
+    return Through(encoded, batches, collate)
 
 
 @pytest.fixture(scope="module")
@@ -379,19 +405,10 @@ def through(processor: Any, family: Family, tmp_path_factory: pytest.TempPathFac
 
     def go(source: str, format: str, *more: str) -> Through:
         folder = tmp_path_factory.mktemp("door")
-        for name, make in PICTURES.items():
-            (folder / name).write_bytes(make())
+        draw_all(folder)
         rows = [FORMATS[format](item, folder) for item in items()]
         flags = [*SOURCES[source](folder, rows), *FLAGS.get(format, []), *more, "--use_cpu"]
-        run = Run.from_flags(flags)
-        raw = load_rows(run)
-        found, opener = resolve_format(run, raw), image_opener(run, raw)
-        encoder = Encoder.of(run, processor, family)
-        rows_of = iter(prepare(run, raw, found, encoder, opener).train)
-        encoded = list(itertools.islice(rows_of, COUNT))  # a stream goes on for ever
-        collate = Collator(processor, family, found, opener)
-        batches = [collate(encoded[start : start + 10]) for start in range(0, len(encoded), 10)]
-        return Through(encoded, batches)
+        return pass_through(Run.from_flags(flags), processor, family)
 
     return go
 
@@ -430,30 +447,61 @@ def assert_same(found: Through, reference: Through) -> None:
     assert [row["input_ids"] for row in found.rows] == [row["input_ids"] for row in reference.rows]
     assert [row["labels"] for row in found.rows] == [row["labels"] for row in reference.rows]
     for ours, theirs in zip(found.batches, reference.batches, strict=True):
-        assert ours.keys() == theirs.keys()
-        assert all(ours[name].equal(theirs[name]) for name in theirs)
+        assert_equal(ours, theirs)
 
 
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def _asked(item: Item) -> dict[str, Any]:
+    return {"asked": item.question, "said": item.answer}
+
+
+IMAGE_FOLDERS: dict[str, tuple[Callable[[Item], dict[str, Any]], list[str]]] = {
+    "columns": (_asked, ["--user_prompt", "{image}{asked}", "--answer_column", "said"]),
+    "messages": (lambda item: {"messages": _user(item, {"type": "image"})}, []),
+}
+"""What stands beside `file_name` in the metadata of an image folder, and the run's flags."""
+
+
+@pytest.mark.parametrize("more", [[], STREAM], ids=["ahead", "streamed"])
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [
+        *(("jsonl", "columns"), ("csv", "columns"), ("parquet", "columns")),
+        *(("jsonl", "messages"), ("parquet", "messages")),
+    ],
+)
 def test_image_folder_with_metadata_gives_the_same_samples(
-    reference: Through, processor: Any, family: Family, tmp_path: Path
+    reference: Through,
+    processor: Any,
+    family: Family,
+    tmp_path: Path,
+    kind: str,
+    format: str,
+    more: list[str],
 ) -> None:
     """One picture a row, as the layout has it: half of the samples."""
     single = [number for number, item in enumerate(items()) if len(item.images) == 1]
+    write, flags = IMAGE_FOLDERS[format]
     lines = []
     for number in single:
         item = items()[number]
         name = f"{number:02}-{item.images[0]}"
-        (tmp_path / name).write_bytes(PICTURES[item.images[0]]())
-        lines.append({"file_name": name, "asked": item.question, "said": item.answer})
-    (tmp_path / "metadata.jsonl").write_text(_lines(lines))
-    flags = ["--user_prompt", "{image}{asked}", "--answer_column", "said", "--use_cpu"]
-    run = Run.from_flags(["--dataset_name", str(tmp_path), *flags])
-    raw = load_rows(run)
-    found, opener = resolve_format(run, raw), image_opener(run, raw)
-    encoder = Encoder.of(run, processor, family)
+        (tmp_path / name).write_bytes(picture(item.images[0]))
+        lines.append({"file_name": name, **write(item)})
+    if kind == "jsonl":
+        (tmp_path / "metadata.jsonl").write_text(_lines(lines))
+    else:
+        getattr(_table(lines), f"to_{kind}")(tmp_path / f"metadata.{kind}")
+    run = Run.from_flags(["--dataset_name", str(tmp_path), *flags, *more, "--use_cpu"])
 
-    rows = list(prepare(run, raw, found, encoder, opener).train)
+    found = pass_through(run, processor, family)
 
-    assert [row["input_ids"] for row in rows] == [reference.rows[n]["input_ids"] for n in single]
-    sample = Collator(processor, family, found, opener)([rows[3]])
-    assert sample["pixel_values"].isfinite().all()
+    rows = [reference.rows[number] for number in single]
+    for ours, theirs in zip(found.rows, rows, strict=not more):
+        assert ours["input_ids"] == theirs["input_ids"]
+        assert ours["labels"] == theirs["labels"]
+        assert_equal(found.collate([ours]), reference.collate([theirs]))

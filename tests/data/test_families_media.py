@@ -26,8 +26,15 @@ SIZES = {
     "flat": (300, 20),
     "tall": (20, 300),
     "large": (500, 400),
+    "very long": (1500, 4),
 }
-REFUSED = {"one pixel": {"mistral3": "cannot read one of less than 2 tokens"}}
+REFUSED = {
+    "one pixel": {"mistral3": "cannot read one of less than 2 tokens"},
+    "very long": {
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "aspect ratio must be smaller"),
+        **dict.fromkeys(("pixtral", "mistral3"), "less than a pixel of its short side is left; "),
+    },
+}
 """Pictures that a family does not take, and why."""
 
 

@@ -11,9 +11,11 @@ import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sailplan.data.conversations import Llava, Messages, PromptCompletion
 from sailplan.data.encode import Encoder
+from sailplan.data.encode_row import RowEncoder
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
@@ -185,6 +187,33 @@ def test_words_of_a_user_are_never_trained_whatever_they_say(encoder: Encoder) -
         trained = [label for label in found.labels if label != UNTRAINED]
         tokenizer = encoder.processor.tokenizer
         assert tokenizer.decode(trained) == "Red.<|im_end|>"
+
+    fuzz()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_refusal_of_any_row_names_its_number(encoder: Encoder, tmp_path: Path, name: str) -> None:
+    """With the images really looked for, in a folder that holds `a.png` alone."""
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    entry = Entry(name="", folder=tmp_path, columns=(), start=0)
+    opener = ImageOpener(root=tmp_path)
+    rows = RowEncoder(
+        split="train", format=FORMATS[name], encoder=encoder, opener=opener, entries=(entry,)
+    )
+
+    @settings(FUZZ, max_examples=100)
+    @given(ROW, st.integers(0, 10**9))
+    def fuzz(row: dict[str, Any], number: int) -> None:
+        refusal = ""
+        try:
+            found, *_ = rows(number, row)
+        except DataError as error:
+            refusal = str(error) or "nothing"
+        if refusal:
+            assert refusal.startswith(f"train row {number} (from 0): ")
+            assert "\n" not in refusal
+        else:
+            assert any(label != UNTRAINED for label in found.labels)
 
     fuzz()
 

@@ -19,7 +19,7 @@ def main() -> None:
     """Says that it is there, then does what the run's `run_name` says."""
     with report_errors():
         config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
-        # One write: unbuffered, as launchers start them, two ranks' prints would mix.
+        # One write a line: unbuffered, as launchers start them, two ranks' prints would mix.
         os.write(1, f"rank {os.environ.get('RANK', '0')} {os.getpid()}\n".encode())
         if config["run_name"] == "fails while training":
             RunDirectory(Path(config["output_dir"])).metrics_file.touch()
@@ -28,7 +28,7 @@ def main() -> None:
         if config["run_name"] == "ignores signals":
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if config["run_name"] != "ends":
-            print("waiting", flush=True)
+            os.write(1, b"waiting\n")
             time.sleep(100)
 
 

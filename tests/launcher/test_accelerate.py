@@ -47,7 +47,7 @@ def start(script: Path, mode: str, processes: int) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    text = process.communicate(timeout=60)[1]
+    text = process.communicate(timeout=120)[1]
     return process.returncode, text
 
 

@@ -49,7 +49,7 @@ class Terminal:
 
     def wait_for(self, text: str, *, count: int = 1) -> None:
         """Reads on until the text has been seen so often."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while self.text.count(text) < count:
             assert time.monotonic() < deadline, self.text
             self.read()
@@ -69,7 +69,7 @@ class Terminal:
         """Reads to the end and returns the exit code."""
         while self.read():
             pass
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=120)
 
     def ranks(self) -> list[int]:
         """Returns the ranks' process ids."""
@@ -78,7 +78,7 @@ class Terminal:
 
 def test_launch_writes_the_run_and_its_record(tmp_path: Path) -> None:
     done = start(tmp_path, "ends", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = done.communicate(timeout=60)
+    out, err = done.communicate(timeout=120)
     assert (done.returncode, err) == (0, b"")
     assert sorted(line.split()[1] for line in out.splitlines()) == [b"0", b"1"]
     folder = tmp_path / "out"
@@ -96,20 +96,20 @@ def test_launch_writes_the_run_and_its_record(tmp_path: Path) -> None:
 
 def test_launch_with_user_error_in_the_ranks_ends_in_one_line(tmp_path: Path) -> None:
     done = start(tmp_path, "fails", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert done.communicate(timeout=60)[1] == b"error: row 3 is empty\n"
+    assert done.communicate(timeout=120)[1] == b"error: row 3 is empty\n"
     assert done.returncode == 4
     assert [path.name for path in tmp_path.iterdir()] == ["run file.yaml"]
 
 
 def test_launch_that_fails_before_training_leaves_the_directory_as_it_was(tmp_path: Path) -> None:
     first = start(tmp_path, "fails while training", stderr=subprocess.PIPE)
-    first.communicate(timeout=60)
+    first.communicate(timeout=120)
     assert first.returncode == 4
     kept = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {"run.yaml", "train.yaml", "metrics.jsonl"} <= kept.keys()
 
     again = start(tmp_path, "fails", "--learning_rate", "1e-3", stderr=subprocess.PIPE)
-    again.communicate(timeout=60)
+    again.communicate(timeout=120)
     assert again.returncode == 4
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == kept
 
@@ -142,7 +142,7 @@ def test_terminated_launch_leaves_no_process(tmp_path: Path) -> None:
     lines = [process.stdout.readline() for _ in range(4)]
     ranks = [int(line.split()[2]) for line in lines if line.startswith(b"rank")]
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert len(ranks) == 2
     assert not [rank for rank in ranks if is_alive(rank)]

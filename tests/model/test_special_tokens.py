@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sailplan.errors import ModelError
-from sailplan.model.processor import load_processor
+from sailplan.model.processor import load_processor, load_processor_and_tokens
 from sailplan.run.config import Run
 from tests.support.base_models import (
     OLD_TOKENIZER,
@@ -28,7 +28,7 @@ def run_of(model: Path, **fields: Any) -> Run:
 
 def assert_refused(run: Run, *messages: str) -> None:
     with pytest.raises(ModelError) as caught:
-        load_processor(run)
+        load_processor_and_tokens(run)
     assert "\n" not in str(caught.value)
     for message in messages:
         assert message in str(caught.value)
@@ -97,6 +97,31 @@ def test_eos_that_is_unk_or_none_is_refused(tmp_path: Path, tokens: dict, eos: s
 
     assert_refused(run_of(model), f"has {eos} eos_token, so nothing would end an answer")
     assert load_processor(run_of(model, eos_token="</s>")).eos_token == "</s>"
+
+
+@pytest.mark.parametrize(("field", "fix"), [("bos_token", "<s>"), ("pad_token", "</s>")])
+def test_bos_or_pad_that_is_unk_is_refused_unless_written(
+    tmp_path: Path, field: str, fix: str
+) -> None:
+    model = base_model(tmp_path / "base")
+    base_tokenizer(**{"unk_token": "<unk>", field: "<unk>"}).save_pretrained(model)
+
+    assert_refused(
+        run_of(model),
+        f"has '<unk>' for {field}, the one for unknown words; write {field}: {fix}, or ",
+    )
+    for token in (fix, "<unk>"):
+        trained, _ = load_processor_and_tokens(run_of(model, **{field: token}))
+        assert getattr(trained, field) == token
+    assert getattr(load_processor(run_of(model)), field) == "<unk>"  # which may well be asked
+
+
+def test_empty_pad_is_refused_with_the_fix(tmp_path: Path) -> None:
+    model = old_llama(tmp_path / "llama", {**NAMED, **LLAMA, "pad_token": ""})
+    written = {"eos_token": "</s>", "bos_token": "<s>"}
+
+    assert_refused(run_of(model, **written), "pad_token in tokenizer_config.json of ", ": </s> (")
+    assert load_processor(run_of(model, **written, pad_token="</s>")).pad_token == "</s>"
 
 
 def test_eos_that_is_also_unk_as_gpt2_has_it_passes(tmp_path: Path) -> None:

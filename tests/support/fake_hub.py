@@ -145,7 +145,7 @@ class Desk:
             [sys.executable, "-m", module, *arguments],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             cwd=self.folder,
             preexec_fn=before,
             env={**os.environ, **self.hub.environment(self.folder / "home"), **variables},

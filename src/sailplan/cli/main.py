@@ -18,6 +18,7 @@ VERBS = {
     "plan": "Says what a run needs, how long it takes, and how it is best divided over GPUs.",
     "train": "Fine-tunes a model as a run file says, on this machine.",
     "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
+    "doctor": "Checks the machine, or what a run needs of it, and says what to do.",
     "demo": "Does the whole loop on any machine: draws data, trains a small model, compares.",
     "merge": "Makes one Hugging Face model of a sharded checkpoint or an adapter.",
     "recover-adapter": "Gets the adapter out of a sharded checkpoint whose adapter file is empty.",

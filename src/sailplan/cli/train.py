@@ -29,6 +29,14 @@ def train(
             "--dry-run", "--dry_run", help="Print command, environment and files; write nothing."
         ),
     ] = False,
+    no_preflight: Annotated[
+        bool,
+        typer.Option(
+            "--no-preflight",
+            "--no_preflight",
+            help="Start without looking first at model, data and machine.",
+        ),
+    ] = False,
 ) -> None:
     """Fine-tunes a model as a run file says, on this machine.
 
@@ -38,18 +46,20 @@ def train(
     from sailplan.hardware.detect import detect
     from sailplan.launcher import local
     from sailplan.launcher.command import command
-    from sailplan.preflight.checks import check, check_hub
+    from sailplan.preflight.before import before_launch
+    from sailplan.preflight.checks import check
     from sailplan.preflight.planned import plan_ahead
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
 
     wanted = Run.from_file(find_run_file(run), context.args)
     wanted = RunDirectory.of(wanted).pinned(wanted)
-    check(wanted)
+    if not no_preflight:
+        check(wanted)
     environment = {**os.environ, **wanted.environment()}
     machine = detect(environment)
     port = local.meeting_port(wanted)
-    ahead = plan_ahead(wanted, machine)
+    ahead = plan_ahead(wanted, machine, refuse=not no_preflight)
     launch = command(ahead.run, machine, port=port, environment=environment)
     for note in (*wanted.notes, *ahead.notes, *launch.notes):
         # With --dry-run, standard output is for whoever runs or reads the command.
@@ -62,7 +72,8 @@ def train(
             print(f"\n# {path}\n{text}", end="")
         return
     RunDirectory.of(wanted).check(ahead.kept)
-    check_hub(wanted)
+    if not no_preflight:
+        before_launch(ahead.run, machine)
     raise typer.Exit(local.train(ahead.kept, launch, machine, environment, plan=ahead.plan))
 
 

@@ -24,13 +24,29 @@ IMAGE_SUFFIXES = (
 _TEXT_SUFFIXES = (".txt", ".text", ".caption", ".cls")
 
 
-def data_file(archive: Path) -> tuple[Path, Path]:
+def has_images(archive: Path) -> bool:
+    """Whether an archive holds images: one of text alone has no column for them.
+
+    Raises:
+        DataError: The archive is broken.
+    """
+    return any(
+        name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)
+        for name in archives.members(archive)
+    )
+
+
+def data_file(archive: Path, *, with_images: bool) -> tuple[Path, Path]:
     """Returns a file with an archive's rows, kept in the cache of `datasets`, and its images' root.
 
     An archive with one data file (json, csv, parquet, …) holds its rows; a path in them is relative
     to that file's folder in the archive. Else it is read as a WebDataset: files of the same name up
     to the first dot are a sample, of which `.json` is the row and images become its `images`, in
     the order of their names; a text becomes the column of its suffix.
+
+    Args:
+        archive: The zip or tar file.
+        with_images: Whether samples of it, or of another shard, have images beside them.
 
     Raises:
         DataError: The archive is broken, empty, or holds neither.
@@ -48,7 +64,8 @@ def data_file(archive: Path) -> tuple[Path, Path]:
         name = posixpath.basename(tables[0])
         return _kept(archive, name, content), archive / posixpath.dirname(tables[0])
     samples = _samples(archive, names)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(archive, samples))
+    rows = _rows(archive, samples, with_images)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     content = "".join(lines).encode()
     if not content:
         raise DataError(f"{archive} holds no rows", allowed="a data file, or WebDataset's samples")
@@ -86,7 +103,9 @@ def _samples(archive: Path, names: list[str]) -> dict[str, list[str]]:
     return samples
 
 
-def _rows(archive: Path, samples: Mapping[str, list[str]]) -> Iterator[dict[str, Any]]:
+def _rows(
+    archive: Path, samples: Mapping[str, list[str]], with_images: bool
+) -> Iterator[dict[str, Any]]:
     for key, names in samples.items():
         row: dict[str, Any] = {}
         images = []
@@ -99,7 +118,7 @@ def _rows(archive: Path, samples: Mapping[str, list[str]]) -> Iterator[dict[str,
             else:
                 row[suffix[1:]] = _text(archive, name)
         if not {"image", "images"} & row.keys():
-            row["images"] = images
+            row |= {"images": images} if with_images else {}
         elif images:
             raise DataError(
                 f"{archive}: sample {key} has images beside it and in its json",

@@ -13,7 +13,7 @@ import datasets
 import pandas as pd  # type: ignore[import-untyped]  # it ships no types
 
 from sailplan.data import archives, local
-from sailplan.data.archive_rows import data_file
+from sailplan.data.archive_rows import data_file, has_images
 from sailplan.data.hub import hub_splits
 from sailplan.errors import DataError
 from sailplan.hub import errors as hub_errors
@@ -150,7 +150,8 @@ def _load_files(
         return _read_files(source, splits), folder
     if not all(packed):
         raise DataError(f"{source.path} holds archives and other files", allowed="one or the other")
-    read = {file: data_file(file) for file in files}
+    with_images = any(has_images(file) for file in files)
+    read = {file: data_file(file, with_images=with_images) for file in files}
     roots = {root for _, root in read.values()}
     if len(roots) > 1:
         raise DataError(

@@ -6,6 +6,7 @@ both see the same settings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,8 @@ class ImageExpander:
                 )
             except ValueError as error:
                 raise DataError(
-                    f"the model takes no image of {size[0]}×{size[1]} pixels: {error}"
+                    f"the model takes no image of {size[0]}×{size[1]} pixels: {_reason(error)}",
+                    todo="crop it, or drop the row",
                 ) from error
             self._check_count(size, replacements[0])
             if len(self._known) >= _MAX_KNOWN_SIZES:
@@ -137,3 +139,10 @@ class ImageExpander:
             [(moved(start), moved(end)) for start, end in spans],
             [image["new_span"] for image in found],
         )
+
+
+def _reason(error: ValueError) -> str:
+    """Says why an image processor refuses a size; some fall over the zero that they scale to."""
+    if re.search(r"\b(height|width)=0\b", str(error)):
+        return "it is so long that, scaled down, less than a pixel of its short side is left"
+    return str(error)

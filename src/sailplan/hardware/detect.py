@@ -98,15 +98,15 @@ def detect_gpus(environment: Mapping[str, str]) -> Detected[tuple[Gpu, ...]]:
     return Detected(value=gpus, reason=f"left visible by CUDA_VISIBLE_DEVICES={visible!r}")
 
 
-def select_visible(found: list[tuple[str, Gpu]], visible: str) -> tuple[Gpu, ...]:
+def select_visible(found: list[tuple[str, T]], visible: str) -> tuple[T, ...]:
     """Applies `CUDA_VISIBLE_DEVICES` as CUDA does: in its order, up to the first wrong entry.
 
     Args:
-        found: UUID and GPU, in the driver's order.
+        found: UUID and GPU (anything that stands for it), in the driver's order.
         visible: Comma-separated indices, or beginnings of UUIDs (`GPU-…`; a MIG slice counts as
             the one device that it is, with the first GPU's name and memory).
     """
-    chosen: list[Gpu] = []
+    chosen: list[T] = []
     for entry in (part.strip() for part in visible.split(",")):
         if entry.isdecimal() and int(entry) < len(found):
             chosen.append(found[int(entry)][1])

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def load_processor(run: Run) -> ProcessorMixin | PreTrainedTokenizerBase:
-    """Returns the processor of `load_processor_and_tokens` alone."""
-    return load_processor_and_tokens(run)[0]
+    """Returns the processor of `load_processor_and_tokens` alone, to ask a model."""
+    return _with_settings(run)[0]
 
 
 def load_processor_and_tokens(
     run: Run,
 ) -> tuple[ProcessorMixin | PreTrainedTokenizerBase, tuple[int, ...]]:
-    """Returns the model's processor, or its tokenizer where the model reads text alone.
+    """Returns the processor to train with, or the tokenizer where the model reads text alone.
 
     The run's special tokens, added tokens, chat template and pixel budget are applied to it.
 
@@ -40,7 +40,17 @@ def load_processor_and_tokens(
             vocabulary, or one that it cannot do without is missing or contradicts config.json.
         RunFileError: The model has no such pixel budget, or a token cannot be added.
     """
+    processor, added = _with_settings(run)
+    name = run.get("processor_name_or_path") or model_name(run)
+    special_tokens.check_unknown(run, tokenizer_of(processor), name)
+    return processor, added
+
+
+def _with_settings(
+    run: Run,
+) -> tuple[ProcessorMixin | PreTrainedTokenizerBase, tuple[int, ...]]:
     name, source = model_name(run), source_options(run)
+    config = load_config(run)  # first: transformers warns where a model's code may not run
     if run.get("processor_name_or_path"):
         name, source["revision"] = run.get("processor_name_or_path"), run.get("processor_revision")
         check_path(name)
@@ -50,7 +60,7 @@ def load_processor_and_tokens(
     wanted = run.get("added_tokens") or []
     added = add_tokens(tokenizer, wanted, template.tokens if template else ())
     special_tokens.apply(run, tokenizer, name)
-    special_tokens.check_ids(run, tokenizer, load_config(run), name)
+    special_tokens.check_ids(run, tokenizer, config, name)
     if template is not None:
         processor.chat_template = template.text
         if template.eos_token and not run.get("eos_token"):

@@ -27,6 +27,9 @@ and its stand-in leaves out the space in front of a text and the bos token."""
 
 _CONFIG = "tokenizer_config.json"
 
+_USUAL = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "</s>"}
+"""What LLaMA's tokenizers have."""
+
 
 def read_settings(name: str, source: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the tokenizer's settings as they are saved, empty where there are none to read."""
@@ -49,10 +52,10 @@ def corrections(run: Run, name: str, settings: Mapping[str, Any]) -> dict[str, s
         settings: What `read_settings` gave.
 
     Raises:
-        ModelError: An eos or bos token is empty, and the run names no other.
+        ModelError: An eos, bos or pad token is empty, and the run names no other.
     """
     empty = [field for field in (*FIELDS, "unk_token") if _content(settings.get(field)) == ""]
-    wrong = [item for item in empty if item in ("eos_token", "bos_token") and not run.get(item)]
+    wrong = [item for item in empty if item in FIELDS and not run.get(item)]
     if wrong:
         raise ModelError(
             f"{' and '.join(wrong)} in {_CONFIG} of {name} {_are(wrong)} empty",
@@ -82,7 +85,7 @@ def apply(run: Run, tokenizer: Any, name: str) -> None:
         if token is not None:
             setattr(tokenizer, field, token)
     eos = tokenizer.eos_token
-    if not eos or eos not in vocabulary or (eos == tokenizer.unk_token and "unk" in eos.lower()):
+    if not eos or eos not in vocabulary or _is_unknown(tokenizer, eos):
         raise ModelError(
             f"the tokenizer of {name} has {f'{eos!r} for' if eos else 'no'} eos_token, so nothing "
             "would end an answer",
@@ -90,6 +93,21 @@ def apply(run: Run, tokenizer: Any, name: str) -> None:
         )
     if not tokenizer.pad_token:
         tokenizer.pad_token = eos
+
+
+def check_unknown(run: Run, tokenizer: Any, name: str) -> None:
+    """Refuses to train with the token for unknown words at the beginning of texts, or as padding.
+
+    Raises:
+        ModelError: The tokenizer has it so, and the run does not say that it is meant.
+    """
+    for field, usual in (("bos_token", _USUAL["bos_token"]), ("pad_token", tokenizer.eos_token)):
+        token = getattr(tokenizer, field)
+        if _is_unknown(tokenizer, token) and not run.get(field):
+            raise ModelError(
+                f"the tokenizer of {name} has {token!r} for {field}, the one for unknown words",
+                todo=f"write {field}: {usual}, or {field}: {token} if that is meant",
+            )
 
 
 def check_ids(run: Run, tokenizer: Any, config: PretrainedConfig, name: str) -> None:
@@ -123,6 +141,11 @@ def check_ids(run: Run, tokenizer: Any, config: PretrainedConfig, name: str) -> 
         )
 
 
+def _is_unknown(tokenizer: Any, token: str | None) -> bool:
+    """Whether a token is that of unknown words; that GPT-2 has one for all is no mistake."""
+    return bool(token) and token == tokenizer.unk_token and "unk" in str(token).lower()
+
+
 def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, Mapping) else token
 
@@ -132,5 +155,4 @@ def _are(names: list[str]) -> str:
 
 
 def _fixes(fields: list[str]) -> str:
-    tokens = {"eos_token": "</s>", "bos_token": "<s>"}
-    return " and ".join(f"{field}: {tokens[field]}" for field in fields)
+    return " and ".join(f"{field}: {_USUAL[field]}" for field in fields)

@@ -39,11 +39,16 @@ class Ahead:
     """What was decided, one line each."""
 
 
-def plan_ahead(run: Run, machine: Machine) -> Ahead:
+def plan_ahead(run: Run, machine: Machine, *, refuse: bool = True) -> Ahead:
     """Plans a run for this machine's GPUs, and settles what it leaves open.
 
     Where there is no GPU, the rules of the launcher hold; where `launch.gpu` names one, what was
     planned for it before is looked up, and nothing is simulated.
+
+    Args:
+        run: The run.
+        machine: This machine.
+        refuse: Whether a run that does not fit is stopped.
 
     Raises:
         HardwareError: The run does not fit the GPUs, by more than the plan may be wrong.
@@ -61,7 +66,8 @@ def plan_ahead(run: Run, machine: Machine) -> Ahead:
         if is_open(run):
             raise
         return Ahead(run=run, kept=run, plan=None, notes=(f"no plan: {error}",))
-    refuse_what_does_not_fit(plan)
+    if refuse:
+        refuse_what_does_not_fit(plan)
     settled = with_plan(run, plan)
     kept = with_method(run, plan.method) if run.get("method") == AUTO else run
     return Ahead(run=settled, kept=kept, plan=plan, notes=tuple(_told(plan)))
@@ -80,7 +86,7 @@ def refuse_what_does_not_fit(plan: Plan) -> None:
     ways = "; or ".join(change(one) for one in plan.changes[:2])
     raise HardwareError(
         f"the run needs about {needs} per {plan.card.gpu} ({plan.chosen.words})",
-        todo=f"what would fit: {ways}" if ways else "`sailplan plan` shows what is needed",
+        todo=f"what would fit: {ways or '`sailplan plan` tells'}; --no-preflight goes on",
     )
 
 

@@ -37,8 +37,8 @@ def report_errors() -> Iterator[None]:
     (once or several times) exits with 130 and prints nothing.
 
     Raises:
-        SystemExit: The work failed, in a run of one process. With several, the process ends at
-            once, because the interpreter's shutdown may wait for ranks that are gone.
+        SystemExit: The work failed, in a process of its own. A launcher's rank ends at once,
+            because the interpreter's shutdown may wait for ranks that are gone.
     """
     interrupt = _Interrupt()
     previous = signal.signal(signal.SIGINT, interrupt)
@@ -60,12 +60,12 @@ def report_errors() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Ends this process where it is one of several ranks and its work is done.
+    """Ends this process where it is a launcher's rank, the only one too, and its work is done.
 
     Exit handlers run, since trackers close in them; C++ destructors do not: libraries still hold
     process groups whose threads those would abort on (docs/decisions/0001).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _is_rank():
         atexit._run_exitfuncs()
         _exit(0)
 
@@ -94,6 +94,11 @@ def _line(error: SailplanError) -> str:
     return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
 
 
+def _is_rank() -> bool:
+    """Whether a launcher has started this process, which then may hold process groups."""
+    return "WORLD_SIZE" in os.environ
+
+
 def _wait_turn(*, first_rank_s: float) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         time.sleep(OTHER_RANK_WAIT_S if int(os.environ.get("RANK", "0")) else first_rank_s)
@@ -102,6 +107,6 @@ def _wait_turn(*, first_rank_s: float) -> None:
 def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _is_rank():
         os._exit(code)
     raise SystemExit(code)
