@@ -88,7 +88,7 @@ def refuse_what_does_not_fit(plan: Plan) -> None:
     ways = "; or ".join(change(one) for one in plan.changes[:2])
     raise HardwareError(
         f"the run needs about {needs} per {plan.card.gpu} ({plan.chosen.words})",
-        todo=f"what would fit: {ways}" if ways else "`sailplan plan` shows what is needed",
+        todo=f"what would fit: {ways or '`sailplan plan` tells'}; --no-preflight goes on",
     )
 
 
