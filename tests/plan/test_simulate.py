@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, MistralConfig, Qwen2VLConfig
 
 from sailplan.errors import ModelError
+from sailplan.model.published import published
 from sailplan.plan.memory import shard
 from sailplan.plan.sharding import Sharding
 from sailplan.plan.simulate import simulate, simulate_all
@@ -113,6 +114,23 @@ def test_every_family_is_planned_from_its_config(
     assert (profile.vision_flops > 0) == (images is not None)
     assert profile.forward_flops < profile.backward_flops
     assert all(peak > 0 for peak in peaks(workload, profile).values())
+
+
+@pytest.mark.parametrize("name", ["google/paligemma-3b-pt-224", "Qwen/Qwen3-0.6B"])
+def test_public_model_is_planned_from_the_table(name: str) -> None:
+    model = published(name)
+    assert model is not None
+    sees = bool(model.processor)
+    workload = Workload(
+        config=model.config,
+        micro_batch=2,
+        length_tokens=400,
+        images=Images(per_row=1, height=300, width=400) if sees else None,
+        image_processor=model.processor or None,
+    )
+    profile = simulate(workload)
+    assert profile.parameters == model.parameters
+    assert profile.image_tokens == (512 if sees else 0)
 
 
 def test_checkpointing_saves_less_and_computes_more() -> None:
