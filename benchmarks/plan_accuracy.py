@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sailplan.model.published import Published, published
-from sailplan.plan.memory import shard
+from sailplan.plan.cost.memory import shard
 from sailplan.plan.sharding import GIB, Sharding
-from sailplan.plan.simulate import simulate
+from sailplan.plan.simulation.simulate import simulate
 from sailplan.plan.workload import Adapter, Images, Workload
 
 ROWS = Path(__file__).with_name("memory_measured.csv")

@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from sailplan.hardware.catalogue import find  # noqa: E402
-from sailplan.plan.candidates import sharding_of  # noqa: E402
+from sailplan.plan.choice.candidates import sharding_of  # noqa: E402
+from sailplan.plan.cost.speed import estimate, peak_flops  # noqa: E402
 from sailplan.plan.sharding import Time  # noqa: E402
-from sailplan.plan.speed import estimate, peak_flops  # noqa: E402
 from sailplan.plan.workload import Adapter, Workload  # noqa: E402
 from sailplan.run.blocks import Strategy  # noqa: E402
 from tests.plan.made import made  # noqa: E402

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sailplan.hardware.catalogue import find
-from sailplan.plan.data_facts import DataFacts
+from sailplan.plan.facts.data import DataFacts
+from sailplan.plan.facts.model import ModelFacts
 from sailplan.plan.make import Planner
-from sailplan.plan.model_facts import ModelFacts
 from sailplan.plan.profile import Moment, Profile, Tensors
 from sailplan.plan.record import Card
 from sailplan.plan.workload import Workload

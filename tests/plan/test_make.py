@@ -8,9 +8,9 @@ import pytest
 
 from sailplan import files
 from sailplan.hardware.catalogue import find
-from sailplan.plan.data_facts import DataFacts
+from sailplan.plan.facts.data import DataFacts
+from sailplan.plan.facts.model import model_facts
 from sailplan.plan.make import Planner
-from sailplan.plan.model_facts import model_facts
 from sailplan.plan.of_run import plan_of
 from sailplan.plan.record import Card
 from sailplan.run.config import Run

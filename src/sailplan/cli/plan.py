@@ -45,7 +45,7 @@ def plan(
     from sailplan.cli.plan_tables import show
     from sailplan.hardware.detect import detect
     from sailplan.launcher.planned import asked_strategy
-    from sailplan.plan.card import card_of
+    from sailplan.plan.facts.card import card_of
     from sailplan.plan.measured import corrections_of
     from sailplan.plan.of_run import plan_of
     from sailplan.run.config import Run

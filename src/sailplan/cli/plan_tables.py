@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sailplan.plan.candidates import Candidate
-from sailplan.plan.explain import change, duration, fewer, gib
+from sailplan.plan.choice.candidates import Candidate
+from sailplan.plan.choice.explain import change, duration, fewer, gib
 from sailplan.plan.record import Plan
 from sailplan.plan.sharding import KINDS, PHASES
 from sailplan.sizes import shown_bytes

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from sailplan.errors import RunFileError
 from sailplan.hardware.catalogue import CATALOGUE, GpuModel, find
-from sailplan.plan.around import disk_of, host_of, steps_of
-from sailplan.plan.candidates import (
+from sailplan.plan.choice.candidates import (
     ALONE,
     SHARDED,
     Bench,
@@ -20,15 +19,16 @@ from sailplan.plan.candidates import (
     refuse_more_ranks_than_rows,
     sharding_of,
 )
-from sailplan.plan.choose import Change, Choice, changes, choose, fewer_gpus
-from sailplan.plan.data_facts import DataFacts
-from sailplan.plan.draft import Draft
-from sailplan.plan.explain import explain
-from sailplan.plan.memory import shard
-from sailplan.plan.model_facts import ModelFacts
-from sailplan.plan.profiles import Profiles, Simulate, simulate_really
+from sailplan.plan.choice.choose import Change, Choice, changes, choose, fewer_gpus
+from sailplan.plan.choice.explain import explain
+from sailplan.plan.choice.weigh import Frugal, weigh
+from sailplan.plan.cost.around import disk_of, host_of, steps_of
+from sailplan.plan.cost.memory import shard
+from sailplan.plan.facts.data import DataFacts
+from sailplan.plan.facts.draft import Draft
+from sailplan.plan.facts.model import ModelFacts
 from sailplan.plan.record import Card, Plan, Tried
-from sailplan.plan.weigh import Frugal, weigh
+from sailplan.plan.simulation.profiles import Profiles, Simulate, simulate_really
 from sailplan.run.blocks import Strategy
 from sailplan.run.method import AUTO, METHODS, MICRO_BATCH, method_of, with_method
 

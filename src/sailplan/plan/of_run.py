@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sailplan.errors import ModelError
-from sailplan.plan.data_facts import DataFacts
-from sailplan.plan.draft import Draft
-from sailplan.plan.lengths import ASSUMED_TEXT_TOKENS, assumed_facts, data_facts
+from sailplan.plan.facts.data import DataFacts
+from sailplan.plan.facts.draft import Draft
+from sailplan.plan.facts.lengths import ASSUMED_TEXT_TOKENS, assumed_facts, data_facts
+from sailplan.plan.facts.model import ModelFacts, model_facts
 from sailplan.plan.make import Corrections, Planner
-from sailplan.plan.model_facts import ModelFacts, model_facts
-from sailplan.plan.profiles import Profiles, Simulate, simulate_really
 from sailplan.plan.record import Card, Plan
+from sailplan.plan.simulation.profiles import Profiles, Simulate, simulate_really
 from sailplan.run.blocks import Strategy
 
 if TYPE_CHECKING:

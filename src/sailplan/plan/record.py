@@ -10,11 +10,11 @@ from typing import Any
 
 from sailplan import __version__
 from sailplan.errors import OutputError
-from sailplan.plan.candidates import Candidate, nodes_of
-from sailplan.plan.choose import Change
-from sailplan.plan.data_facts import DataFacts
-from sailplan.plan.host import Disk, Host
-from sailplan.plan.steps import Steps
+from sailplan.plan.choice.candidates import Candidate, nodes_of
+from sailplan.plan.choice.choose import Change
+from sailplan.plan.cost.host import Disk, Host
+from sailplan.plan.cost.steps import Steps
+from sailplan.plan.facts.data import DataFacts
 from sailplan.plan.store import from_json, to_json
 
 

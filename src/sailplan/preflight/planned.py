@@ -10,9 +10,9 @@ from sailplan.errors import DataError, HardwareError, ModelError
 from sailplan.hardware.detect import Machine
 from sailplan.launcher.planned import asked_strategy, with_plan
 from sailplan.launcher.strategy import divide, on_cpu
-from sailplan.plan.candidates import divisors
-from sailplan.plan.card import card_of
-from sailplan.plan.explain import change, duration, gib
+from sailplan.plan.choice.candidates import divisors
+from sailplan.plan.choice.explain import change, duration, gib
+from sailplan.plan.facts.card import card_of
 from sailplan.plan.of_run import plan_of
 from sailplan.plan.record import Card, Plan
 from sailplan.plan.store import NotKeptError, only_kept

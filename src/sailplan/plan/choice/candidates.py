@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sailplan.errors import HardwareError, RunFileError
-from sailplan.plan.data_facts import DataFacts
+from sailplan.plan.cost.speed import estimate
+from sailplan.plan.facts.data import DataFacts
 from sailplan.plan.profile import Profile
 from sailplan.plan.sharding import Memory, Sharding, Time
-from sailplan.plan.speed import estimate
 from sailplan.plan.workload import Workload
 from sailplan.run.blocks import Strategy
 

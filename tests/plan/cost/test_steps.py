@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sailplan.plan.steps import count_steps
+from sailplan.plan.cost.steps import count_steps
 
 
 def test_steps_of_the_articles_run_are_129() -> None:

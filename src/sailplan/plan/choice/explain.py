@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sailplan.plan.candidates import TIGHT, Candidate
-from sailplan.plan.choose import Change
+from sailplan.plan.choice.candidates import TIGHT, Candidate
+from sailplan.plan.choice.choose import Change
 from sailplan.plan.record import Plan
 from sailplan.plan.sharding import GIB
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sailplan.errors import DataError
-from sailplan.plan.data_facts import DataFacts
-from sailplan.plan.lengths import ASSUMED_TOKENS, data_facts
-from sailplan.plan.model_facts import model_facts
+from sailplan.plan.facts.data import DataFacts
+from sailplan.plan.facts.lengths import ASSUMED_TOKENS, data_facts
+from sailplan.plan.facts.model import model_facts
 from sailplan.plan.store import NotKeptError, only_kept
 from sailplan.run.config import Run
 from tests.support.rows import chat_rows

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from sailplan.plan.candidates import ALONE, MOST_ROWS, SHARDED, TIGHT, Bench, Candidate, Wishes
+from sailplan.plan.choice.candidates import (
+    ALONE,
+    MOST_ROWS,
+    SHARDED,
+    TIGHT,
+    Bench,
+    Candidate,
+    Wishes,
+)
 from sailplan.run.blocks import Strategy
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sailplan.plan.candidates import sharding_of
-from sailplan.plan.host import Saving, disk_space, host_memory, offload_bytes
+from sailplan.plan.choice.candidates import sharding_of
+from sailplan.plan.cost.host import Saving, disk_space, host_memory, offload_bytes
 from sailplan.plan.workload import Adapter, Workload
 from tests.plan.made import made
 

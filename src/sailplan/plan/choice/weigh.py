@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sailplan.plan.candidates import Bench, Candidate, Wishes
-from sailplan.plan.choose import choose
+from sailplan.plan.choice.candidates import Bench, Candidate, Wishes
+from sailplan.plan.choice.choose import choose
 from sailplan.plan.profile import Profile
-from sailplan.plan.profiles import Profiles
+from sailplan.plan.simulation.profiles import Profiles
 from sailplan.plan.workload import Workload
 from sailplan.run.blocks import Strategy
 

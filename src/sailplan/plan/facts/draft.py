@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sailplan.plan.budget import with_budget
-from sailplan.plan.data_facts import DataFacts
-from sailplan.plan.model_facts import ModelFacts
+from sailplan.plan.facts.budget import with_budget
+from sailplan.plan.facts.data import DataFacts
+from sailplan.plan.facts.model import ModelFacts
 from sailplan.plan.workload import Adapter, Images, Loss, Workload
 from sailplan.run.blocks import Strategy
 

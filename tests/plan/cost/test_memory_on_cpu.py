@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
-from sailplan.plan.memory import shard
+from sailplan.plan.cost.memory import shard
 from sailplan.plan.sharding import Sharding
-from sailplan.plan.simulate import simulate
+from sailplan.plan.simulation.simulate import simulate
 from sailplan.plan.workload import Adapter, Workload
 from tests.plan.tiny import CONFIG
 
@@ -92,7 +92,7 @@ def test_profile_counts_what_bitsandbytes_packs(tmp_path: Path, double: bool) ->
 def test_profile_counts_the_states_of_eight_bit_optimizers() -> None:
     from bitsandbytes.optim import AdamW8bit
 
-    from sailplan.plan.optimizers import state_bytes
+    from sailplan.plan.cost.optimizers import state_bytes
 
     layer = torch.nn.Linear(256, 64, bias=False)
     optimizer = AdamW8bit(layer.parameters())

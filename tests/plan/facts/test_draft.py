@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sailplan.plan.draft import Draft
-from sailplan.plan.model_facts import model_facts
+from sailplan.plan.facts.draft import Draft
+from sailplan.plan.facts.model import model_facts
 from sailplan.plan.store import only_kept
 from sailplan.plan.workload import Workload
 from sailplan.run.blocks import Strategy

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sailplan.errors import HardwareError, RunFileError
-from sailplan.plan.candidates import divisors
-from sailplan.plan.choose import choose
-from sailplan.plan.explain import change, explain, fewer
+from sailplan.plan.choice.candidates import divisors
+from sailplan.plan.choice.choose import choose
+from sailplan.plan.choice.explain import change, explain, fewer
 from sailplan.plan.record import Plan, read_plan
 from tests.plan.made import planner, rows
 

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoProcessor, LlamaConfig, MistralConfig, 
 
 from sailplan.errors import ModelError
 from sailplan.model.published import published
-from sailplan.plan.memory import shard
+from sailplan.plan.cost.memory import shard
 from sailplan.plan.sharding import Sharding
-from sailplan.plan.simulate import simulate, simulate_all
+from sailplan.plan.simulation.simulate import simulate, simulate_all
 from sailplan.plan.workload import Adapter, Images, Workload
 from tests.plan.tiny import CONFIG
 

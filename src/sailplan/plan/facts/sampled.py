@@ -14,7 +14,7 @@ from sailplan.data.images import ImageOpener
 from sailplan.data.mixture import entry_of
 from sailplan.data.sources import Rows
 from sailplan.errors import DataError
-from sailplan.plan.data_facts import DataFacts
+from sailplan.plan.facts.data import DataFacts
 
 if TYPE_CHECKING:
     from sailplan.run.config import Run

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from sailplan.errors import ModelError
-from sailplan.plan.interpolate import interpolate, recast
 from sailplan.plan.profile import Profile
+from sailplan.plan.simulation.interpolate import interpolate, recast
 from sailplan.plan.store import cached
 from sailplan.plan.workload import Workload
 
@@ -32,7 +32,7 @@ def simulate_really(workload: Workload) -> Profile:
         import transformers
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-        from sailplan.plan.simulate import simulate
+        from sailplan.plan.simulation.simulate import simulate
     kind = workload.config.get("model_type")
     if kind not in CONFIG_MAPPING_NAMES:
         got = f"transformers {transformers.__version__} has no architecture {kind!r}"

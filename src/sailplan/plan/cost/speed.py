@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sailplan.plan.cost.traffic import communication_s, offload_s
 from sailplan.plan.profile import Profile
 from sailplan.plan.sharding import Sharding, Time
-from sailplan.plan.traffic import communication_s, offload_s
 from sailplan.plan.workload import Workload
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sailplan.plan.optimizers import state_bytes, step_bytes
+from sailplan.plan.cost.optimizers import state_bytes, step_bytes
 from sailplan.plan.profile import Moment, Profile
 from sailplan.plan.sharding import GIB, Memory, Sharding
 from sailplan.plan.workload import Workload

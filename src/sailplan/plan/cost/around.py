@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sailplan.plan.candidates import Candidate
-from sailplan.plan.host import Disk, Host, Saving, disk_space, host_memory
-from sailplan.plan.optimizers import state_bytes
+from sailplan.plan.choice.candidates import Candidate
+from sailplan.plan.cost.host import Disk, Host, Saving, disk_space, host_memory
+from sailplan.plan.cost.optimizers import state_bytes
+from sailplan.plan.cost.steps import Steps, count_steps
 from sailplan.plan.profile import Profile
 from sailplan.plan.sharding import Sharding
-from sailplan.plan.steps import Steps, count_steps
 from sailplan.plan.workload import Workload
 
 if TYPE_CHECKING:

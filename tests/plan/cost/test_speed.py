@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.plan_speed import LORA, PUBLISHED, shares, step, workload
-from sailplan.plan.candidates import sharding_of
+from sailplan.plan.choice.candidates import sharding_of
+from sailplan.plan.cost.traffic import offload_s, traffic
 from sailplan.plan.sharding import Sharding, Time
-from sailplan.plan.traffic import offload_s, traffic
 from sailplan.run.blocks import Strategy
 from tests.plan.made import made
 

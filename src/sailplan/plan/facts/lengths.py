@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sailplan.errors import DataError, ModelError, RunFileError
 from sailplan.hub.repository import MAIN, Repository, datasets_cache
 from sailplan.hub.revisions import cached_commit
-from sailplan.plan.data_facts import DataFacts
-from sailplan.plan.model_facts import ModelFacts
+from sailplan.plan.facts.data import DataFacts
+from sailplan.plan.facts.model import ModelFacts
 from sailplan.plan.store import cached
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _measured(run: Run, model: ModelFacts, image_tokens: ImageTokens) -> DataFac
         from sailplan.data.formats import resolve_format
         from sailplan.data.images import image_opener
         from sailplan.data.sources import load_rows
-        from sailplan.plan.sampled import characters, encoded
+        from sailplan.plan.facts.sampled import characters, encoded
 
     rows = load_rows(run)
     format, opener = resolve_format(run, rows), image_opener(run, rows)

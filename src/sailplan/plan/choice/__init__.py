@@ -1,0 +1,1 @@
+"""Which division of a run is taken, and why."""
