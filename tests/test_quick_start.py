@@ -39,6 +39,8 @@ def test_quick_start_for_one_card_runs_to_its_end(
         assert program == "sailplan"
         if verb == "train":
             rest += HERE + ["--dry-run"] * (verb in verbs and rest[-1] != "products.yaml")
+        if verb == "doctor":
+            rest += HERE
         done = subprocess.run(
             [sys.executable, "-m", "sailplan", verb, *rest],
             cwd=tmp_path,
@@ -49,7 +51,8 @@ def test_quick_start_for_one_card_runs_to_its_end(
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         verbs.append(verb)
 
-    assert verbs == ["train", "train", "train", "generate", "merge"]
+    assert verbs == ["inspect", "plan", "doctor", *["train"] * 3, "generate", "merge"]
+    assert (tmp_path / "data.html").is_file()
     assert (tmp_path / written["output_dir"] / "adapter_model.safetensors").is_file()
     _, info = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "merged", output_loading_info=True
