@@ -151,6 +151,40 @@ def test_frozen_tower_keeps_nothing_of_its_own() -> None:
     assert kept.parameters == trained.parameters
 
 
+@pytest.mark.parametrize("strategy", ["single", "ddp"])
+def test_gradients_gather_from_the_head_down_to_the_tower(strategy: Any) -> None:
+    workload = CASES["qwen2_vl-full"]
+    profile = simulate(workload)
+
+    def gradients_at(name: str) -> int:
+        moment = next(m for m in profile.moments if m.name == name)
+        upto = profile.moments[: profile.moments.index(moment) + 1]
+        forward = [m for m in upto if m.phase == "forward"][:1]
+        backward = [m for m in upto if m.phase == "backward"]
+        # of these the last is made the worst, whatever it is in truth
+        last = dataclasses.replace(moment, with_own_gradients_bytes=10**12)
+        cut = dataclasses.replace(profile, moments=(*forward, *backward[:-1], last))
+        memory = shard(
+            workload=workload,
+            profile=cut,
+            sharding=Sharding(strategy=strategy, ranks=2, ranks_per_node=2),
+        )
+        return memory.phases["backward"]["gradients"] // 2
+
+    def elements(*parts: str) -> int:
+        return sum(g.trained_elements for g in profile.groups if g.part in parts)
+
+    layers, blocks = "model.language_model.layers", "model.visual.blocks"
+    head = next(g.trained_elements for g in profile.groups if g.name == "lm_head")
+    assert gradients_at("backward head") == 0
+    assert head <= gradients_at(f"backward {layers}.8") < 1.01 * head
+    assert gradients_at(f"backward {layers}.0") < elements("language_model")
+    assert gradients_at(f"backward {blocks}.6") == elements("language_model", "projector")
+    assert gradients_at(f"backward {blocks}.0") < elements(
+        "language_model", "projector", "vision_tower"
+    )
+
+
 @pytest.mark.parametrize(
     ("loss", "logits"), [("chunked", 0.0), ("full", 2.0), ("full_shifted", 2.5)]
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sailplan.model.parts import LANGUAGE_MODEL
 from sailplan.plan.cost.optimizers import state_bytes, step_bytes
 from sailplan.plan.profile import Moment, Profile
 from sailplan.plan.sharding import GIB, Memory, Sharding
@@ -15,6 +16,9 @@ from sailplan.plan.workload import Workload
 
 CONTEXT_BYTES = int(0.8 * GIB)
 """CUDA's context, its libraries and NCCL's buffers: an estimate, no run of ours measured it."""
+
+HEAD_BACKWARD = "backward head"
+"""The moment at which the loss and the output embedding are differentiated."""
 
 _DDP_BUCKETS = 1.0
 """DDP's buckets hold a copy of all gradients (`gradient_as_bucket_view` is off in accelerate)."""
@@ -179,33 +183,32 @@ def _at(moment: Moment, profile: Profile, rules: _Rules) -> dict[str, int]:
             gradients += int(_made_before(moment, profile) * rules.gradient_size)
     kinds = {**_state(rules), "gradients": gradients, "activations": activations}
     kinds["gathered"] = rules.gathered
-    if moment.phase == "backward" and "head" in moment.name and rules.oversize:
+    if moment.name == HEAD_BACKWARD and rules.oversize:
         kinds["activations"] = max(activations, moment.left_bytes + rules.oversize)
     return kinds
 
 
 def _made_before(moment: Moment, profile: Profile) -> int:
-    """Returns the weights whose gradients are there when a stretch of backward begins."""
-    done: set[int] = set()
-    begun = False
+    """Returns the weights whose gradients are there when a stretch of backward begins.
+
+    Backward goes from the head to the first layer of the language model, and through the vision
+    tower afterwards; groups are in the order of forward.
+    """
+    reached = None
     for other in profile.moments:
-        if other.phase != "backward":
-            continue
-        begun = True
+        if other.phase == "backward" and other.group is not None:
+            reached = other.group
         if other is moment:
             break
-        if other.group is not None:
-            done.add(other.group)
-    if not begun or "head" in moment.name:
+    if reached is None:  # the head itself
         return 0
     groups = profile.groups
-    at_work = moment.group
-    later = {
-        index
-        for index, group in enumerate(groups)
-        if at_work is not None and index > at_work and group.part == groups[at_work].part
-    }
-    return sum(groups[index].trained_elements for index in done | later)
+    first = reached if moment.group is None else reached + 1  # a layer at work is not done yet
+    in_language = groups[reached].part == LANGUAGE_MODEL
+    done = [g for g in groups[first:] if (g.part == LANGUAGE_MODEL) == in_language]
+    if not in_language:
+        done += [group for group in groups if group.part == LANGUAGE_MODEL]
+    return sum(group.trained_elements for group in done)
 
 
 def _state(rules: _Rules) -> dict[str, int]:

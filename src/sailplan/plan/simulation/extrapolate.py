@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sailplan.model.parts import LANGUAGE_MODEL
 from sailplan.plan.profile import Moment, Profile, Tensors
 from sailplan.plan.simulation.depth import Stack
 from sailplan.plan.simulation.record import Stretch
@@ -123,4 +124,4 @@ def _flops_of_a_layer(stretches: Sequence[Stretch], number: int, stack: Stack, p
 
 def _sees(groups: tuple[Tensors, ...], names: dict[str, int], stack: Stack) -> bool:
     index = names.get(f"{stack.name}.0")
-    return index is not None and groups[index].part != "language_model"
+    return index is not None and groups[index].part != LANGUAGE_MODEL
