@@ -128,7 +128,8 @@ def _path(kind: type, key: str) -> Path:
 @cache
 def _sources() -> list[tuple[str, int, int]]:
     """Returns size and time of this room's files: a clone's version stays while they change."""
-    status = {path.name: path.stat() for path in sorted(Path(__file__).parent.glob("*.py"))}
+    room = Path(__file__).parent
+    status = {str(path.relative_to(room)): path.stat() for path in sorted(room.rglob("*.py"))}
     return [(name, found.st_size, found.st_mtime_ns) for name, found in status.items()]
 
 
