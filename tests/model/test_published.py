@@ -15,7 +15,8 @@ from transformers.initialization import no_init_weights
 
 from sailplan.files import folder
 from sailplan.model.load import classes
-from sailplan.model.published import Published, config_of, names, published
+from sailplan.model.published import Published, names, published
+from sailplan.plan.simulation.depth import config_of
 from sailplan.run.config import Run
 
 LAUNCH = sorted(folder("launch").glob("*.yaml"))
@@ -29,7 +30,7 @@ def known(name: str) -> Published:
 
 def build(model: Published) -> Any:
     """Returns the model that training would load, without memory and without drawing weights."""
-    config = config_of(model)
+    config = config_of(model.config)
     auto_class, model_class = classes(config, model.name)
     with torch.device("meta"), no_init_weights():
         built = auto_class.from_config(config)
@@ -77,7 +78,7 @@ def unknown_fields(config: Any, fields: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("name", names())
 def test_config_of_the_table_holds_no_misspelled_field(name: str) -> None:
     model = known(name)
-    config, text = config_of(model), config_of(model).get_text_config()
+    config, text = config_of(model.config), config_of(model.config).get_text_config()
     flat = "text_config" not in model.config and model.config["model_type"].endswith("_vl")
     expected = {field.name for field in dataclasses.fields(text)} if flat else set()
     assert unknown_fields(config, model.config) <= OLDER_FIELDS | expected

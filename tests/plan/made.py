@@ -41,7 +41,6 @@ def made(workload: Workload, weights: int) -> Profile:
             trained_bytes=int(trained * trained_size),
             largest_elements=layer // 4,
             trained_tensors=(trained // 4,) * 4,
-            frozen_tensors=() if full else (layer // 4,) * 4,
         )
         for index in range(LAYERS)
     )

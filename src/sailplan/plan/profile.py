@@ -24,8 +24,6 @@ class Tensors:
     """Of the largest single tensor."""
     trained_tensors: tuple[int, ...]
     """Elements of each tensor that trains."""
-    frozen_tensors: tuple[int, ...]
-    """Elements of each tensor that does not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,13 +33,9 @@ class Sharding:
     """All ranks of all nodes."""
     ranks_per_node: int
     reduce_bucket: int | None = None
-    """Elements; None is what transformers sets for `auto` (hidden size squared)."""
-    prefetch_bucket: int | None = None
-    persistence_threshold: int | None = None
-    allgather_bucket: int = 500_000_000
+    """Elements; None is DeepSpeed's own default, which the presets leave as it is."""
     max_live: int = 1_000_000_000
     """Elements that ZeRO-3 may hold gathered."""
-    sub_group: int = 1_000_000_000
     zero_init: bool = True
     """Whether ZeRO-3 shards the model while it is loaded."""
     offload_optimizer: bool = False

@@ -84,10 +84,6 @@ class Workload:
         """Tokens of the micro batch, padding among them."""
         return self.micro_batch * self.length_tokens
 
-    def with_micro_batch(self, micro_batch: int, accumulation: int) -> Workload:
-        """Returns the same with another micro batch."""
-        return dataclasses.replace(self, micro_batch=micro_batch, accumulation=accumulation)
-
     def key(self) -> str:
         """Returns a text that differs where anything differs that the simulation sees."""
         fields = dataclasses.asdict(self)

@@ -8,15 +8,11 @@ its source. Each file is proven by a test that builds the model and counts.
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from typing import Any
 
 _FOLDER = Path(__file__).parent
 
@@ -60,15 +56,6 @@ def published(name: str) -> Published | None:
 def names() -> tuple[str, ...]:
     """Returns the repositories of the table in alphabetical order, without their aliases."""
     return tuple(sorted((_name(path) for path in _FOLDER.glob("*.json")), key=str.lower))
-
-
-def config_of(model: Published) -> PretrainedConfig:
-    """Returns the config as transformers reads it, a new one at each call."""
-    from transformers import AutoConfig
-
-    fields = copy.deepcopy(model.config)  # transformers writes into what it is given
-    config: PretrainedConfig = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return config
 
 
 @cache

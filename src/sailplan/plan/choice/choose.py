@@ -26,7 +26,8 @@ NEAR = 0.03
 LEAST_LENGTH = 256
 """Tokens below which shortening rows is no advice."""
 
-_SIMPLICITY = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
+SIMPLEST_FIRST = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
+"""All strategies, by how much they divide and move."""
 
 What = Literal[
     "checkpointing",
@@ -98,7 +99,7 @@ def _rank(one: Candidate) -> tuple[bool, bool, float]:
 
 
 def _simplicity(one: Candidate) -> tuple[int, bool, int]:
-    return _SIMPLICITY.index(one.strategy), one.checkpointing, one.needed_bytes
+    return SIMPLEST_FIRST.index(one.strategy), one.checkpointing, one.needed_bytes
 
 
 def fewer_gpus(bench: Bench, wishes: Wishes, ranks: int) -> tuple[Candidate, ...]:
@@ -145,47 +146,33 @@ def changes(
         gpus: Larger ones to name.
         rows: Rows that there are.
     """
-    return tuple(
-        change
-        for change in _changes(bench, wishes, nearest, other_methods, shorter, gpus, rows)
-        if change is not None
-    )
-
-
-def _changes(
-    bench: Bench,
-    wishes: Wishes,
-    nearest: Candidate,
-    other_methods: Callable[[], Iterator[tuple[str, Bench]]],
-    shorter: Callable[[int], Bench] | None,
-    gpus: Iterable[GpuModel],
-    rows: int | None,
-) -> Iterator[Change | None]:
+    weighed: list[Change | None] = []
     ranks = nearest.ranks
     both = replace(wishes, checkpointing=(True,))
     if True not in wishes.checkpointing:
-        yield _fitting(bench, both, ranks, "checkpointing", lambda _: "true")
+        weighed.append(_fitting(bench, both, ranks, "checkpointing", lambda _: "true"))
     share = wishes.global_batch // ranks
     smaller = tuple(m for m in range(1, min(share, MOST_ROWS) + 1) if share % m == 0)
     if len(smaller) > len(wishes.micro_batches):
         relaxed = replace(both, micro_batches=smaller)
-        yield _fitting(bench, relaxed, ranks, "micro_batch", lambda c: str(c.micro_batch))
+        weighed.append(_fitting(bench, relaxed, ranks, "micro_batch", lambda c: str(c.micro_batch)))
         both = relaxed
     if len(wishes.strategies) == 1:
         strategies = SHARDED if ranks > 1 else ALONE
         relaxed = replace(both, strategies=strategies)
-        yield _fitting(bench, relaxed, ranks, "strategy", lambda c: c.strategy)
-    yield _shorter(bench, nearest, shorter)
+        weighed.append(_fitting(bench, relaxed, ranks, "strategy", lambda c: c.strategy))
+    weighed.append(_shorter(bench, nearest, shorter))
     for method, other in other_methods():
         found = _fitting(other, both, ranks, "method", _always(method))
-        yield found
+        weighed.append(found)
         if found:
             break
-    yield _more_gpus(bench, both, ranks, rows)
+    weighed.append(_more_gpus(bench, both, ranks, rows))
     needed = min(gpus, key=lambda gpu: _room(gpu, nearest), default=None)
     if needed is not None and needed.memory_bytes * TIGHT >= nearest.needed_bytes:
         bytes_ = nearest.needed_bytes
-        yield Change(what="gpu", value=needed.name, needed_bytes=bytes_, candidate=None)
+        weighed.append(Change(what="gpu", value=needed.name, needed_bytes=bytes_, candidate=None))
+    return tuple(change for change in weighed if change is not None)
 
 
 def _room(gpu: GpuModel, nearest: Candidate) -> float:

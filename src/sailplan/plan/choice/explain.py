@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sailplan.plan.choice.candidates import TIGHT, Candidate
-from sailplan.plan.choice.choose import Change
+from sailplan.plan.choice.choose import SIMPLEST_FIRST, Change
 from sailplan.plan.record import Plan
 from sailplan.plan.sharding import GIB
-
-_ORDER = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
 
 _STATES = ("optimizer", "parameters", "gradients")
 """What is there whatever the micro batch."""
@@ -91,9 +89,9 @@ def _why_the_strategy(plan: Plan) -> Iterator[str]:
     """Yields why the simpler strategies are not taken, and what the chosen one costs."""
     chosen = plan.chosen
     weighed = {one.strategy for one in plan.candidates}
-    if len(weighed) > 1 and chosen.strategy == min(weighed, key=_ORDER.index):
+    if len(weighed) > 1 and chosen.strategy == min(weighed, key=SIMPLEST_FIRST.index):
         yield f"{chosen.strategy}: it fits, and no other is faster by much"
-    for strategy in _ORDER[: _ORDER.index(chosen.strategy)]:
+    for strategy in SIMPLEST_FIRST[: SIMPLEST_FIRST.index(chosen.strategy)]:
         same = [one for one in plan.candidates if one.strategy == strategy]
         if not same:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sailplan.checkpoint.stored import ITEM_BYTES
 from sailplan.plan.profile import Profile
 from sailplan.plan.sharding import GIB, Sharding
 from sailplan.plan.workload import Workload
@@ -20,8 +21,6 @@ _SHARD_FILE_BYTES = 5 * 10**9
 
 _BUFFER_FACTOR = 1.5
 """DeepSpeed's own allowance for buffers (`estimate_zero3_model_states_mem_needs`)."""
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,9 +169,9 @@ def disk_space(
     """
     trained = profile.trained_parameters
     deepspeed = sharding.strategy.startswith("zero")
-    size = 2 if deepspeed else _BYTES[workload.weights]
+    size = 2 if deepspeed else ITEM_BYTES[workload.weights]
     if workload.adapter is not None:
-        size = 2 if deepspeed else _BYTES[workload.adapter.dtype]
+        size = 2 if deepspeed else ITEM_BYTES[workload.adapter.dtype]
     if sharding.strategy == "fsdp2":
         size = 4
     saved = trained if workload.adapter else profile.parameters

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sailplan.checkpoint.stored import ITEM_BYTES
 from sailplan.model.parts import LANGUAGE_MODEL
 from sailplan.plan.cost.optimizers import state_bytes, step_bytes
 from sailplan.plan.profile import Moment, Profile
@@ -19,11 +20,6 @@ CONTEXT_BYTES = int(0.8 * GIB)
 
 HEAD_BACKWARD = "backward head"
 """The moment at which the loss and the output embedding are differentiated."""
-
-_DDP_BUCKETS = 1.0
-"""DDP's buckets hold a copy of all gradients (`gradient_as_bucket_view` is off in accelerate)."""
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def shard(profile: Profile, workload: Workload, sharding: Sharding) -> Memory:
@@ -89,11 +85,12 @@ def _rules(profile: Profile, workload: Workload, sharding: Sharding) -> _Rules:
         parameters = frozen + trained_bytes
         optimizer = int(states.of_parameters)
         if strategy == "ddp" and ranks > 1:
-            buckets = int(trained_bytes * _DDP_BUCKETS)
+            # a copy of all gradients: accelerate leaves gradient_as_bucket_view off
+            buckets = trained_bytes
     elif strategy == "fsdp2":
         # accelerate keeps what trains in float32, and computes in the layers' own dtype
-        compute = _BYTES[workload.autocast or workload.weights]
-        size = 4 if workload.autocast else _BYTES[workload.weights]
+        compute = ITEM_BYTES[workload.autocast or workload.weights]
+        size = 4 if workload.autocast else ITEM_BYTES[workload.weights]
         parameters = (size * trained + frozen) // ranks
         gradients, gradient_size = size * trained // ranks, 0
         optimizer = int((states.of_float32 if size == 4 else states.of_parameters) / ranks)
@@ -142,7 +139,7 @@ def _rules(profile: Profile, workload: Workload, sharding: Sharding) -> _Rules:
 
 def _half(workload: Workload) -> int:
     """Bytes of a weight under DeepSpeed, which casts to the precision that it computes in."""
-    return _BYTES[workload.autocast or workload.weights]
+    return ITEM_BYTES[workload.autocast or workload.weights]
 
 
 def _keeps(workload: Workload, sharding: Sharding) -> bool:
@@ -239,7 +236,7 @@ def _evaluation(profile: Profile, rules: _Rules) -> dict[str, int]:
 
 def _load(profile: Profile, workload: Workload, sharding: Sharding) -> dict[str, int]:
     """Returns the bytes while the weights are loaded."""
-    size = _BYTES[workload.weights]
+    size = ITEM_BYTES[workload.weights]
     largest = max(group.largest_elements for group in profile.groups)
     if sharding.strategy in ("zero3", "zero3_offload"):
         whole = _frozen_bytes(profile) + sum(g.trained_bytes for g in profile.groups)

@@ -54,7 +54,7 @@ def _make(
     from sailplan.plan.simulation.batch import image_processor
     from sailplan.plan.simulation.depth import config_of
 
-    images = image_processor(config_of(json.loads(json.dumps(dict(config)))), dict(settings))
+    images = image_processor(config_of(config), dict(settings))
     merge = config.get("spatial_merge_size")
     whole = SimpleNamespace(image_processor=images, spatial_merge_size=merge)
     set_pixel_budget(whole, min_pixels=min_pixels, max_pixels=max_pixels)

@@ -38,7 +38,6 @@ def _tensors(name: str, parts: Any, members: list[tuple[str, Any]]) -> Tensors:
         trained_bytes=sum(map(_bytes, trained)),
         largest_elements=max(map(_elements, [*trained, *frozen])),
         trained_tensors=tuple(map(_elements, trained)),
-        frozen_tensors=tuple(map(_elements, frozen)),
     )
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from sailplan.checkpoint.stored import ITEM_BYTES
 from sailplan.plan.profile import Moment, Profile
 from sailplan.plan.workload import Workload
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def interpolate(
@@ -64,10 +63,10 @@ def recast(profile: Profile, simulated: Workload, wanted: Workload) -> Profile:
         simulated: A workload.
         wanted: The same but for `weights`, and for the adapter's dtype.
     """
-    weights = _BYTES[wanted.weights] / _BYTES[simulated.weights]
+    weights = ITEM_BYTES[wanted.weights] / ITEM_BYTES[simulated.weights]
     trained = weights
     if wanted.adapter and simulated.adapter:
-        trained = _BYTES[wanted.adapter.dtype] / _BYTES[simulated.adapter.dtype]
+        trained = ITEM_BYTES[wanted.adapter.dtype] / ITEM_BYTES[simulated.adapter.dtype]
     frozen = 1.0 if wanted.quantization else weights
     return dataclasses.replace(
         profile,

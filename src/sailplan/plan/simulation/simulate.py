@@ -29,6 +29,7 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
         import torch
 
         from sailplan.model.families import family_of
+        from sailplan.model.parts import base_model
         from sailplan.plan.simulation import batch
         from sailplan.plan.simulation.build import build, fake_copy
         from sailplan.plan.simulation.depth import config_of, shallow, stacks_of
@@ -42,8 +43,8 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
     small = config if full_depth else shallow(config)
     fake = fake_mode()
     whole, model = build(workload, config), fake_copy(build(workload, small), fake)
-    base = _base(model)
-    stacks = stacks_of(_base(whole), base)
+    base = base_model(model)
+    stacks = stacks_of(base_model(whole), base)
     vision: dict[str, Any] = {}
     if workload.images is not None:
         processor = batch.image_processor(config, workload.image_processor)
@@ -88,7 +89,7 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
         stacks,
         groups_of(whole, stacks),
         image_tokens=batch.placeholders(given, small) if vision else 0,
-        buffer_bytes=sum(b.numel() * b.element_size() for b in _base(whole).buffers()),
+        buffer_bytes=sum(b.numel() * b.element_size() for b in base_model(whole).buffers()),
     )
 
 
@@ -119,10 +120,6 @@ def _simulate_alone(workload: Workload) -> Profile:
 
     torch.set_num_threads(1)
     return simulate(workload)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _faked(fake: Any, value: Any) -> Any:
