@@ -14,6 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import skip_data
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from sailplan.checkpoint import safetensors
+from sailplan.checkpoint.stored import ITEM_BYTES
+
 RANKS = 4
 _LAYER_PARAMETERS, _OTHER_PARAMETERS = 51_384_320, 131_074_048
 
@@ -105,6 +108,18 @@ def base(folder: Path, model: LlamaConfig) -> Path:
     """A published model in bf16."""
     model.save_pretrained(folder)
     save_file(dict(_weights(model)), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def hollow_base(folder: Path, model: LlamaConfig, dtype: str) -> Path:
+    """Writes a model's folder whose weights are a hole in one file: heads alone, all zeros."""
+    model.save_pretrained(folder)
+    sizes = shapes(model)
+    head, begins = safetensors.layout({name: (dtype, shape) for name, shape in sizes.items()})
+    last = max(begins, key=lambda name: begins[name])
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(head)
+        file.truncate(begins[last] + ITEM_BYTES[dtype] * math.prod(sizes[last]))
     return folder
 
 

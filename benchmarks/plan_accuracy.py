@@ -83,11 +83,11 @@ def out_of_scope(row: Mapping[str, str]) -> str:
     return next((reason for word, reason in OUT_OF_SCOPE.items() if word in text), "")
 
 
-def model_of(row: Mapping[str, str]) -> Published:
-    """Returns the model of a row."""
-    model = published(MODELS.get(row["model"], row["model"]))
+def known(name: str) -> Published:
+    """Returns a model of sailplan's table, by the hub's name or the rows' own."""
+    model = published(MODELS.get(name, name))
     if model is None:
-        raise SystemExit(f"{row['id']}: no config of {row['model']}")
+        raise SystemExit(f"no config of {name}")
     return model
 
 
@@ -104,7 +104,7 @@ def workload_of(row: Mapping[str, str]) -> Workload:
         )
     no_autocast = "no autocast" in row["dtype"]
     return Workload(
-        config=model_of(row).config,
+        config=known(row["model"]).config,
         micro_batch=int(row["micro_batch"]),
         length_tokens=first_number(row["seq_len"]),
         weights=half,
@@ -144,7 +144,7 @@ def sharding_of(row: Mapping[str, str], source: str) -> Sharding:
     words, ranks = row["zero_or_fsdp"], int(row["gpus"])
     named = re.match(r"zero3|zero2|fsdp2|ddp", words)
     strategy: Any = named[0] if named else "single"
-    width = model_of(row).config["hidden_size"] if "hf-auto" in words else 0
+    width = known(row["model"]).config["hidden_size"] if "hf-auto" in words else 0
     return Sharding(
         strategy=strategy,
         ranks=ranks,
@@ -198,8 +198,7 @@ def predict(path: Path) -> tuple[list[Row], list[tuple[str, str]]]:
 
 def articles() -> list[tuple[str, str]]:
     """Returns what the two articles' runs need today."""
-    model = published("Qwen/Qwen2-VL-7B-Instruct")
-    assert model is not None
+    model = known("Qwen2-VL-7B")
     vlm = Workload(
         config=model.config,
         micro_batch=4,
@@ -214,8 +213,7 @@ def articles() -> list[tuple[str, str]]:
         accumulation=8,
     )
     one = shard(simulate(vlm), vlm, Sharding(strategy="single", ranks=1, ranks_per_node=1))
-    model = published("huggyllama/llama-13b")
-    assert model is not None
+    model = known("LLaMA-13B")
     text = Workload(
         config=model.config,
         micro_batch=8,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -38,3 +38,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return build_tiny(family, tmp_path_factory.mktemp("tiny") / family)
 
     return build
+
+
+@pytest.fixture
+def datasets_cache(tmp_path: Path) -> Iterator[None]:
+    """Keeps what `datasets` caches out of the user's folder."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        yield

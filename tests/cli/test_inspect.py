@@ -9,22 +9,15 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pytest
 
 from tests.cli.test_main import sailplan
 from tests.inspect.planted import chat, clean_rows, planted_rows, write_rows
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path: Path) -> Iterator[None]:
-    """Keeps what `datasets` caches out of the user's folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        yield
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig
 
 from benchmarks import layouts
-from sailplan.checkpoint import safetensors
 
 
 def sailplan(*arguments: object) -> tuple[int, str, str]:
@@ -136,14 +135,7 @@ def llama_13b(folder: Path) -> Path:
         dtype="float16",
         architectures=["LlamaForCausalLM"],
     )
-    config.save_pretrained(folder)
-    shapes = {name: ("float16", shape) for name, shape in layouts.shapes(config).items()}
-    head, begins = safetensors.layout(shapes)
-    last = max(begins, key=lambda name: begins[name])
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(head)
-        file.truncate(begins[last] + 2 * torch.Size(shapes[last][1]).numel())
-    return folder
+    return layouts.hollow_base(folder, config, "float16")
 
 
 @pytest.mark.parametrize(("size", "files"), [("400MB", 82), ("2GB", 14)])

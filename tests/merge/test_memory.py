@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import LlamaConfig
 
 from benchmarks import layouts
-from sailplan.checkpoint import safetensors
 
 LIMIT_BYTES = 512 * 2**20
 LIMITED = """
@@ -47,14 +45,7 @@ def sharded(folder: Path, config: LlamaConfig) -> Path:
 
 
 def published(folder: Path, config: LlamaConfig) -> Path:
-    config.save_pretrained(folder)
-    shapes = {name: ("float32", shape) for name, shape in layouts.shapes(config).items()}
-    head, begins = safetensors.layout(shapes)
-    last = max(begins, key=lambda name: begins[name])
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(head)
-        file.truncate(begins[last] + 4 * torch.Size(shapes[last][1]).numel())
-    return folder
+    return layouts.hollow_base(folder, config, "float32")
 
 
 @pytest.mark.parametrize("make", [sharded, pytest.param(published, marks=pytest.mark.slow)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,7 @@ from tests.support.rows import chat_rows
 MakeRun = Callable[..., Run]
 
 
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path: Path) -> Iterator[None]:
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-        yield
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture
