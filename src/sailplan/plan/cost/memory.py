@@ -285,4 +285,6 @@ def _band(workload: Workload, sharding: Sharding) -> tuple[float, str]:
         return 0.15, "quantised runs were compared with upper bounds only"
     if sharding.strategy in ("fsdp2", "zero1", "zero3_offload"):
         return 0.12, "the rules are the library's own; no measured run of this kind was compared"
+    if workload.adapter or workload.images or sharding.strategy == "ddp":
+        return 0.07, "the band is that of text models trained in full; this kind was not compared"
     return 0.07, "runs of this kind were compared with measurements"
