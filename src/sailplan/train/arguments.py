@@ -38,9 +38,6 @@ _OURS: dict[str, Any] = {
 }
 
 _IDLE = {
-    "packing": "not available yet; the samples are padded",
-    "eval_packing": "not available yet; the samples are padded",
-    "padding_free": "not available yet; the samples are padded",
     "truncation_mode": "does nothing here; over_length says what becomes of long samples",
     "shuffle_dataset": "does nothing here; the samples are drawn in random order anyway",
 }

@@ -53,11 +53,14 @@ def train(run: Run) -> None:
         from sailplan.evaluate.speaker import end_answers
         from sailplan.model.families import family_of
         from sailplan.model.load import attention, load_model
+        from sailplan.model.packed_attention import attend_by_segment
+        from sailplan.model.positions import Positions
         from sailplan.model.processor import load_processor_and_tokens
         from sailplan.model.source import load_config
         from sailplan.model.trainable import lora_config, trained_parts
         from sailplan.model.vocabulary import grown
         from sailplan.train.arguments import training_arguments
+        from sailplan.train.batching import choose_batching
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
@@ -69,6 +72,7 @@ def train(run: Run) -> None:
         from sailplan.train.pins import pinned
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
+        from sailplan.train.work import work_of
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
@@ -91,7 +95,12 @@ def train(run: Run) -> None:
     checkpoint = directory.asked_checkpoint(run)
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
-    say("attention: {}, {}".format(*attention(run)))
+    implementation, why = attention(run)
+    say(f"attention: {implementation}, {why}")
+    packs, words = choose_batching(run, family, implementation)
+    say(words)
+    if packs and implementation == "sdpa":
+        attend_by_segment(model)
 
     adapters = lora_config(run, model, added_ids)
     trained = trained_parts(run, model, adapters)
@@ -100,13 +109,15 @@ def train(run: Run) -> None:
         family,
         format,
         opener,
+        positions=Positions(model.config) if packs else None,
         dummy_image=every_rank_needs_images(trained),
         pad_to_multiple_of=args.pad_to_multiple_of,
     )
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=collator,
+        collator=collator,
+        work=lambda model: work_of(model, processor, family),
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=processor,
