@@ -50,7 +50,9 @@ def train(run: Run) -> None:
         from sailplan.data.images import image_opener
         from sailplan.data.prepare import prepare
         from sailplan.data.sources import load_rows
+        from sailplan.data.work import work_of
         from sailplan.evaluate.speaker import end_answers
+        from sailplan.model.batching import choose_batching
         from sailplan.model.families import family_of
         from sailplan.model.load import attention, load_model
         from sailplan.model.packed_attention import attend_by_segment
@@ -60,7 +62,6 @@ def train(run: Run) -> None:
         from sailplan.model.trainable import lora_config, trained_parts
         from sailplan.model.vocabulary import grown
         from sailplan.train.arguments import training_arguments
-        from sailplan.train.batching import choose_batching
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
@@ -72,7 +73,6 @@ def train(run: Run) -> None:
         from sailplan.train.pins import pinned
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
-        from sailplan.train.work import work_of
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
