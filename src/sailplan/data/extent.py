@@ -40,19 +40,18 @@ class Extent:
     epochs: int
     """Passes over the samples that were looked at."""
 
-    def words(self, *, packs: bool, epochs: int) -> str:
-        """Returns the largest micro batch as a clause.
 
-        Args:
-            packs: Whether samples share a row.
-            epochs: Of the run.
-        """
-        seen = f" (in the first {self.epochs} of {epochs} epochs)" if self.epochs < epochs else ""
-        if packs:
-            return f"packed rows of up to {self.tokens:,} tokens{seen}"
-        rows = len(self.members)
-        shape = f"{rows} × {self.tokens // max(rows, 1):,} tokens"
-        return f"padded micro batches of up to {shape}{seen}"
+def batch_words(samples: int, tokens: int, *, packs: bool) -> str:
+    """Returns a largest micro batch as a clause.
+
+    Args:
+        samples: Of it.
+        tokens: It holds, padding among them.
+        packs: Whether the samples share a row.
+    """
+    if packs:
+        return f"packed rows of up to {tokens:,} tokens"
+    return f"padded micro batches of up to {samples} × {tokens // samples:,} tokens"
 
 
 def extent_of(sampler: StepSampler, epochs: int) -> Extent:
@@ -86,6 +85,26 @@ def extent_of(sampler: StepSampler, epochs: int) -> Extent:
         padding=mean([one.padding for one in found]),
         epochs=epochs if not sampler.shuffle else seen,
     )
+
+
+def largest_words(
+    sampler: StepSampler, *, epochs: float, max_steps: int, multiple: int | None
+) -> str:
+    """Returns the largest micro batch of a run as a line.
+
+    Args:
+        sampler: Draws and deals the samples.
+        epochs: `num_train_epochs`.
+        max_steps: Where it is above 0, it is the number of steps.
+        multiple: What rows are filled up to a multiple of, in tokens.
+    """
+    whole = epochs_of(sampler, epochs=epochs, max_steps=max_steps)
+    found = extent_of(sampler, whole)
+    rows = 1 if sampler.packs else len(found.members)
+    step = rows * (multiple or 1)
+    words = batch_words(rows, -(-found.tokens // step) * step, packs=sampler.packs)
+    seen = f", in the first {found.epochs} of {whole} epochs" if found.epochs < whole else ""
+    return words + seen
 
 
 def epochs_of(sampler: StepSampler, *, epochs: float, max_steps: int) -> int:

@@ -46,6 +46,7 @@ def train(run: Run) -> None:
         from sailplan.data.collator import Collator
         from sailplan.data.default_template import complete_template, is_chat
         from sailplan.data.encode import Encoder
+        from sailplan.data.extent import largest_words
         from sailplan.data.formats import resolve_format
         from sailplan.data.images import image_opener
         from sailplan.data.prepare import prepare
@@ -136,6 +137,15 @@ def train(run: Run) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
+    if args.process_index == 0 and trainer.sampler is not None:  # takes a moment, of millions
+        say(
+            largest_words(
+                trainer.sampler,
+                epochs=args.num_train_epochs,
+                max_steps=args.max_steps,
+                multiple=args.pad_to_multiple_of,
+            )
+        )
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()

@@ -154,7 +154,7 @@ def test_family_that_cannot_be_packed_is_padded_and_says_why(
     found = batches(tmp_path, data=data, config=config)(4, "sdpa")
     assert found.segments is None
     assert "gemma3 cannot be packed: its image tokens attend to each other" in found.why
-    with pytest.raises(RunFileError, match="cannot|attend"):
+    with pytest.raises(RunFileError, match="attend to each other"):
         batches(tmp_path, "--batching", "pack", data=data, config=config)(4, "sdpa")
 
 
