@@ -69,20 +69,18 @@ def extent_of(sampler: StepSampler, epochs: int) -> Extent:
     seen = max(1, min(epochs, most)) if sampler.shuffle else 1
     measure = _packed if sampler.packs else _padded
     found = [measure(sampler, steps) for epoch in range(seen) for steps in _steps(sampler, epoch)]
-    sizes = np.array([one.weight for one in found])
+    weights = np.array([one.weight for one in found], dtype=np.float64)
+    held = weights * np.array([one.mean_tokens for one in found])
     largest = max(found, key=lambda one: one.tokens)
     lengths = sampler.samples.lengths
-
-    def mean(values: list[float]) -> float:
-        return float(np.average(values, weights=sizes))
 
     return Extent(
         members=tuple(sorted(largest.members, key=lambda index: -int(lengths[index]))),
         tokens=largest.tokens,
         image_tokens=max(one.image_tokens for one in found),
-        mean_tokens=mean([one.mean_tokens for one in found]),
-        imbalance=mean([one.imbalance for one in found]),
-        padding=mean([one.padding for one in found]),
+        mean_tokens=float(held.sum() / weights.sum()),
+        imbalance=float(np.average([one.imbalance for one in found], weights=weights)),
+        padding=float(np.average([one.padding for one in found], weights=held)),
         epochs=epochs if not sampler.shuffle else seen,
     )
 
