@@ -48,6 +48,7 @@ def train(run: Run) -> None:
         from sailplan.data.encode import Encoder
         from sailplan.data.formats import resolve_format
         from sailplan.data.images import image_opener
+        from sailplan.data.own_ids import check_own_ids
         from sailplan.data.prepare import prepare
         from sailplan.data.sources import load_rows
         from sailplan.evaluate.speaker import end_answers
@@ -67,6 +68,7 @@ def train(run: Run) -> None:
         from sailplan.train.first_steps import FirstSteps
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.packing import PackingCheck
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import every_rank_needs_images, settle_parts
         from sailplan.train.pins import pinned
@@ -89,8 +91,11 @@ def train(run: Run) -> None:
     opener = image_opener(run, rows)
     say(*complete_template(processor, chat=is_chat(format, rows)))
     family = grown(family_of(load_config(run)), added_ids)
-    data = prepare(run, rows, format, Encoder.of(run, processor, family), opener)
+    encoder = Encoder.of(run, processor, family)
+    data = prepare(run, rows, format, encoder, opener)
     say(*data.notes)
+    if args.process_index == 0:
+        say(*check_own_ids(encoder, format, opener, rows, data.train))
 
     checkpoint = directory.asked_checkpoint(run)
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
@@ -136,6 +141,8 @@ def train(run: Run) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
+    if packs:
+        trainer.add_callback(PackingCheck(trainer, family.name))
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()

@@ -45,7 +45,7 @@ class Trainer(SFTTrainer):
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
     ) -> None:
         super().__init__(data_collator=LossInputs(collate=collator), **arguments)
-        self.collator, self._head, self._work = collator, HeadPositions(self.model), work
+        self.collator, self.head, self._work = collator, HeadPositions(self.model), work
         self._sampler: StepSampler | None = None
 
     @property
@@ -95,7 +95,7 @@ class Trainer(SFTTrainer):
         if self.label_smoother is not None:  # it computes from all logits
             del inputs["shift_labels"]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self._head.at(positions):
+        with self.head.at(positions):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(
@@ -113,7 +113,7 @@ class Trainer(SFTTrainer):
         inputs = self._prepare_inputs(inputs)
         positions, rows = inputs.pop(HEAD_POSITIONS), inputs.pop(LABEL_ROWS)
         num_rows = inputs.pop(NUM_ROWS)
-        with torch.no_grad(), self.compute_loss_context_manager(), self._head.at(positions):
+        with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(positions):
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         found = [-outputs.log_probs, outputs.is_top1, outputs.label_mask]
         of_labels = torch.stack([values[0].float() for values in found], dim=1)
