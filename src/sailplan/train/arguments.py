@@ -38,6 +38,7 @@ _OURS: dict[str, Any] = {
 }
 
 _IDLE = {
+    "eval_packing": "does nothing here; held-out rows share rows where those of training do",
     "truncation_mode": "does nothing here; over_length says what becomes of long samples",
     "shuffle_dataset": "does nothing here; the samples are drawn in random order anyway",
 }
