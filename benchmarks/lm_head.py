@@ -112,7 +112,7 @@ def measure(folder: Path, vocabulary: int, repetitions: int) -> dict[str, list[f
             ways = contextlib.nullcontext()
             if name == "every position":
                 del batch["shift_labels"]
-                ways = mock.patch.object(trainer.head, "at", lambda _: contextlib.nullcontext())
+                ways = mock.patch.object(trainer.head, "at", return_value=contextlib.nullcontext())
             start = time.perf_counter()
             with ways:
                 trainer.compute_loss(model, batch).backward()
