@@ -120,7 +120,8 @@ def test_rows_of_a_run_become_batches_through_a_worker(
 def test_text_rows_have_no_image_columns(tiny_model: Tiny, tmp_path: Path, run_on: RunOn) -> None:
     prepared = _prepare(tiny_model("llama"), run_on(_texts(tmp_path, ["One.", "Two."])))
 
-    assert prepared.train[0].keys() == {"input_ids", "labels", "length", "row"}
+    columns = {"input_ids", "labels", "length", "trained", "num_images", "image_tokens", "row"}
+    assert prepared.train[0].keys() == columns | {"entry", "method"}
     assert prepared.eval is None
     assert "answers and their end of text are trained" in prepared.notes[0]
 
