@@ -87,7 +87,7 @@ def _bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> str:
-            return f"{task.speed:.3g}/s" if task.speed else ""
+            return f"{task.speed:.1f}/s" if task.speed else ""
 
     columns = (
         TextColumn("{task.description}"),

@@ -252,7 +252,7 @@ class _Entry:
             write_atomically(self._note_path, json.dumps(failure).encode())
 
     def failure(self) -> bytes | None:
-        """Returns the word of the last failure, which no other one has; None where there is none."""
+        """Returns word of the last failure, which differs from all others; None without one."""
         try:
             return self._note_path.read_bytes()
         except OSError:

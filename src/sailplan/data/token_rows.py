@@ -5,6 +5,7 @@ Labels are ids or -100, so that only the spans of those that are trained are sto
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -69,8 +70,8 @@ class RangeEncoder:
         for index, values in zip(rows, zip(*given.values(), strict=True), strict=True):
             row = dict(zip(given, values, strict=True))
             encoded, entry, num_images = self.encode(self.numbers[index], row)
-            ids = np.asarray(encoded.input_ids, dtype=np.int32)
-            spans = spans_of(np.asarray(encoded.labels) != UNTRAINED)
+            ids = _array(encoded.input_ids)
+            spans = spans_of(_array(encoded.labels) != UNTRAINED)
             found = {
                 "input_ids": ids,
                 "trained_spans": spans,
@@ -85,6 +86,11 @@ class RangeEncoder:
             for name, value in found.items():
                 columns[name].append(value)
         return pa.RecordBatch.from_pydict(columns, schema=FEATURES.arrow_schema)
+
+
+def _array(numbers: list[int]) -> Ints:
+    """Returns `np.asarray(numbers)`, which would take three times as long."""
+    return np.frombuffer(array("i", numbers), dtype=np.int32)
 
 
 def spans_of(trained: NDArray[np.bool_]) -> Ints:
