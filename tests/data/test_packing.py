@@ -44,7 +44,7 @@ class Setting:
     family: Family
     encoder: Encoder
 
-    def collate(self, *, packs: bool, dummy: bool = False) -> Collator:
+    def collate(self, *, packs: bool, dummy: bool = False, **options: Any) -> Collator:
         positions = Positions(self.model.config) if packs else None
         opener = ImageOpener(root=None)
         return Collator(
@@ -54,6 +54,7 @@ class Setting:
             opener,
             positions=positions,
             dummy_image=dummy,
+            **options,
         )
 
     def row(self, answer: str, *sizes: tuple[int, int], seed: int = 0) -> dict[str, Any]:
@@ -173,3 +174,67 @@ def _logits(subject: Setting, batch: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         return subject.model(**inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+
+def test_row_padded_to_a_multiple_has_the_same_loss(setting: Callable[[str], Setting]) -> None:
+    subject = setting("qwen2_vl")
+    rows = subject.rows()
+    plain = subject.collate(packs=True)
+    multiple = subject.collate(packs=True, pad_to_multiple_of=128)
+    loss, gradients = _gradients(subject, [plain(rows)])
+
+    batch = multiple(rows)
+    found, found_gradients = _gradients(subject, [batch])
+
+    assert batch["input_ids"].shape[1] % 128 == 0
+    assert found == pytest.approx(loss, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "idefics3"])
+def test_row_without_an_image_gets_one_that_changes_no_loss(
+    setting: Callable[[str], Setting], name: str
+) -> None:
+    subject = setting(name)
+    rows = [subject.row("Nothing."), subject.row("Nothing at all to be seen here.")]
+    loss, _ = _gradients(subject, [subject.collate(packs=True)(rows)])
+
+    batch = subject.collate(packs=True, dummy=True)(rows)
+    found, gradients = _gradients(subject, [batch])
+
+    assert found == pytest.approx(loss, rel=1e-6)
+    tower = [key for key in gradients if key.startswith(subject.family.vision_prefixes)]
+    assert tower
+    assert not any(gradients[key].any() for key in tower)
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "mllama", "llama"])
+def test_rank_without_a_sample_reaches_what_others_train_and_trains_nothing(
+    setting: Callable[[str], Setting], name: str, packs: bool
+) -> None:
+    subject = setting(name)
+    if packs and name == "mllama":
+        return
+    batch = subject.collate(packs=packs)([])
+
+    loss = subject.model(**batch, use_cache=False, num_items_in_batch=7).loss
+    loss.backward()
+
+    assert float(loss.detach()) == 0
+    assert ("pixel_values" in batch) == (name != "llama")
+    reached = {key for key, p in subject.model.named_parameters() if p.grad is not None}
+    subject.model.zero_grad()
+    _, wanted = _gradients(subject, [subject.collate(packs=packs)([subject.row("A.", (56, 56))])])
+    assert reached == wanted.keys()
+
+
+def test_rows_without_labels_have_no_loss(setting: Callable[[str], Setting]) -> None:
+    subject = setting("llama")
+    rows = subject.rows()[:2]
+    for row in rows:
+        row["labels"] = np.full(len(row["labels"]), UNTRAINED)
+        row["labels"][0] = row["input_ids"][0]  # which nothing predicts
+    batch = subject.collate(packs=True)(rows)
+    assert (batch["labels"] == UNTRAINED).all()

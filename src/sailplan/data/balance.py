@@ -37,7 +37,7 @@ class Work:
 def deal(work: Sequence[float] | NDArray[np.float64], groups: int) -> list[list[int]]:
     """Returns the indices of the samples of each group, the heaviest group first.
 
-    No group is empty: there must be at least as many samples as groups.
+    None is empty where there are at least as many samples as groups; else each sample has its own.
 
     Args:
         work: Of each sample, above zero.

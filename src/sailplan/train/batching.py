@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _SDPA = "sdpa"
 PACK, PAD = "pack", "pad"
 _TRL = ("packing", "padding_free")
-_FAST = (_SDPA, FLASH, "flash_attention_3", "flex_attention")
+_FAST = (_SDPA, FLASH, "flash_attention_3", "flash_attention_4", "flex_attention")
 """Attention that computes each sample of a row by itself; others make a mask of the whole row."""
 
 
