@@ -26,6 +26,8 @@ def family(kind: str, **settings: Any) -> Family:
         ({}, "sdpa", True, f"batching: pack; {SAME}"),
         ({}, "flash_attention_2", True, f"batching: pack; {SAME}"),
         ({}, "eager", False, "eager attention would need a mask of tokens × tokens"),
+        ({"neftune_noise_alpha": 5.0}, "sdpa", False, "makes less noise in longer rows"),
+        ({"neftune_noise_alpha": 5.0, "packing": True}, "sdpa", True, "(packing: true)"),
         ({"batching": "pack"}, "eager", True, f"batching: pack (batching: pack); {SAME}"),
         ({"batching": "pad"}, "sdpa", False, "batching: pad (batching: pad)"),
         ({"packing": True}, "sdpa", True, f"batching: pack (packing: true); {SAME}"),

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tests.support.launch import Entry, entry_script, flags, losses
-from tests.support.rows import mixed_rows
+from tests.support.rows import chat_rows, mixed_rows
 
 Curve = Callable[..., list[float]]
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0, "learning_rate": 1e-2}
+OTHER_ORDERS = ("sequential", "batch_rebalance")
 KWARGS = "gradient_checkpointing_kwargs"
 
 
@@ -64,9 +65,9 @@ def curve(
     [
         pytest.param({"label_smoothing_factor": 0.1}, id="label_smoothing"),
         pytest.param({"loss_type": "dft"}, id="dft"),
-        pytest.param(LORA, id="lora"),
+        pytest.param(LORA, id="lora", marks=pytest.mark.slow),
         pytest.param({**LORA, "load_in_4bit": True}, id="qlora"),
-        pytest.param({"gradient_checkpointing": True}, id="checkpointing"),
+        pytest.param({"gradient_checkpointing": True}, id="checkpointing", marks=pytest.mark.slow),
         pytest.param(
             {"gradient_checkpointing": True, KWARGS: '{"use_reentrant": true}'}, id="reentrant"
         ),
@@ -86,7 +87,28 @@ def test_noise_on_embeddings_is_trained_with_packed(curve: Curve) -> None:
     assert all(map(math.isfinite, found))
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "sequential", "batch_rebalance"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["group_by_length", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_ORDERS)],
+)
 def test_other_orders_of_samples_are_packed(curve: Curve, strategy: str) -> None:
     padded = curve("pad", train_sampling_strategy=strategy)
     assert curve("pack", train_sampling_strategy=strategy) == pytest.approx(padded, rel=1e-5)
+
+
+def test_rows_that_fill_no_step_are_an_error_where_the_rest_is_left_out(
+    tmp_path: Path, tiny_model: Callable[[str], Path], entry: Entry
+) -> None:
+    values = {
+        "model_name_or_path": tiny_model("llama"),
+        "dataset_name": chat_rows(tmp_path / "data", 5, images=False),
+        "output_dir": tmp_path / "out",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "dataloader_drop_last": True,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    end = entry(flags(values))
+    assert end.code != 0
+    assert "5 rows fill no step of 8 samples" in end.err

@@ -42,6 +42,8 @@ def choose_batching(run: Run, family: Family, attention: str) -> tuple[bool, str
         return False, f"batching: pad ({family.name} cannot be packed: {obstacle})"
     if asked == PACK:
         return True, f"batching: pack ({by}); each optimizer step has the samples it would have had"
+    if run.get("neftune_noise_alpha"):
+        return False, "batching: pad (neftune_noise_alpha makes less noise in longer rows)"
     if attention not in _FAST:
         return False, f"batching: pad ({attention} attention would need a mask of tokens × tokens)"
     if family.sliding_window_tokens is not None and attention == _SDPA:

@@ -25,6 +25,7 @@ from trl import SFTTrainer
 from sailplan.data.balance import Work
 from sailplan.data.collator import Collator
 from sailplan.data.streaming import EncodedStream
+from sailplan.errors import DataError
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
@@ -79,7 +80,16 @@ class Trainer(SFTTrainer):
             self._sampler.packs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.sampler or super()._get_train_sampler(train_dataset)
+        sampler = self.sampler
+        if sampler is None:
+            return super()._get_train_sampler(train_dataset)
+        if not len(sampler):
+            raise DataError(
+                f"{len(sampler.lengths)} rows fill no step of {sampler.effective_batch_size} "
+                "samples, and dataloader_drop_last leaves out what fills none",
+                todo="remove dataloader_drop_last, or lower gradient_accumulation_steps",
+            )
+        return sampler
 
     def compute_loss(
         self,
