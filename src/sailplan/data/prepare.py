@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from accelerate import PartialState
 
+from sailplan.data.counts import READING
 from sailplan.data.encode import Encoder
 from sailplan.data.encode_row import RowEncoder, StreamedRow
 from sailplan.data.formats import Format
@@ -245,7 +246,8 @@ class _JoinImages:
             return batch
         numbers = [self.numbers[row] for row in batch["row"]]
         places = [f"{self.split} {place(self.entries, number)}" for number in numbers]
-        return {**batch, "place": places, **self.raw[batch["row"]]}
+        with READING:
+            return {**batch, "place": places, **self.raw[batch["row"]]}
 
 
 def _with_images(
@@ -255,7 +257,7 @@ def _with_images(
     rows: Rows,
     image_fields: list[str],
 ) -> datasets.Dataset:
-    encoded = encoded.remove_columns(["num_images", "method"])
+    encoded = encoded.remove_columns("method")
     if not image_fields:
         return encoded.remove_columns("entry")
     images = raw.select_columns(image_fields)

@@ -56,7 +56,6 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
 
     defaults = {
         "report_to": "tensorboard",
-        "include_num_input_tokens_seen": "all",
         "disable_tqdm": not sys.stderr.isatty(),
     }
     if run.get("gradient_checkpointing"):
