@@ -33,8 +33,8 @@ _COLUMNS = ("waited_s", "epoch_began_s", *(field.name for field in fields(BatchC
 FEW_STEPS = 10
 """Steps over which waiting is judged; one alone may wait by chance."""
 
-NOTICED_S = 0.005
-"""Of a step; who waits less has steps so short that nobody minds."""
+NOTICED_S = 1.0
+"""Until so much was lost, nobody minds."""
 
 
 class Throughput(TrainerCallback):
@@ -66,6 +66,7 @@ class Throughput(TrainerCallback):
         self._window = np.zeros((self.accelerator.num_processes, len(_COLUMNS)))
         self._judged, self._judged_s, self._judged_step = np.zeros_like(self._window), 0.0, step
         self._told_share = 0.0
+        self._peaks = np.nan
         self._sees_images = self._epoch_begins = False
 
     @property
@@ -193,8 +194,9 @@ class Throughput(TrainerCallback):
             epoch_began_s=float(slowest[1]),
             counts=_named(slowest),
         )
-        noticed = waited.waited_s > NOTICED_S * steps
-        if noticed and waited.share > max(WORTH_TELLING, 2 * self._told_share):
+        if waited.share > max(WORTH_TELLING, 2 * self._told_share):
+            if waited.waited_s < NOTICED_S:
+                return  # what follows is judged together with it
             self._told_share = waited.share
             say(explain(waited, self.loading))
         self._judged[:], self._judged_s, self._judged_step = 0.0, 0.0, state.global_step
