@@ -49,8 +49,8 @@ class Measured:
 
     @property
     def time_ratio(self) -> float:
-        """Measured over planned time of a step."""
-        return self.step_s / self.planned_step_s
+        """Measured over planned time of a step, without its waiting for data."""
+        return self.step_s * (1 - self.waiting_share) / self.planned_step_s
 
     def text(self) -> str:
         """Returns the text of the run directory's file."""
