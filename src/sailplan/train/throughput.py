@@ -27,6 +27,18 @@ from sailplan.train.say import say
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+RATES = (
+    "tokens_per_s",
+    "trained_tokens_per_s",
+    "samples_per_s",
+    "images_per_s",
+    "padding_share",
+    "data_wait_share",
+    "mfu",
+    "num_tokens",
+)
+"""What a record of training has, where it is known and the run has any."""
+
 _COLUMNS = ("waited_s", "epoch_began_s", *(field.name for field in fields(BatchCounts)))
 """What each rank tells the others; `epoch_began_s` is waiting for the first batch of an epoch."""
 
