@@ -216,9 +216,7 @@ def test_row_of_a_vision_family_that_is_named_nowhere_is_its_samples(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2_vl"])
-def test_answers_are_the_same_as_with_sdpa(
-    tiny_model: Callable[[str], Path], family: str
-) -> None:
+def test_answers_are_the_same_as_with_sdpa(tiny_model: Callable[[str], Path], family: str) -> None:
     auto = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
     model = auto.from_pretrained(tiny_model(family), dtype=torch.float32).eval()
     long, short = drawn(12, 7)

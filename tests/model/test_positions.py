@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,9 @@ def test_images_have_the_positions_that_the_model_gives_each_sample(
         plain = torch.arange(len(sample))[None, None]
         deep = plain.repeat(3, 1, 1)
         if len(of_sample):
-            deep, _ = model.get_rope_index(
-                types, mm_token_type_ids=types, image_grid_thw=of_sample
-            )
+            deep, _ = model.get_rope_index(types, mm_token_type_ids=types, image_grid_thw=of_sample)
         own.append(torch.cat([plain, deep]))
-    types = torch.tensor([sum(samples, [])])
+    types = torch.tensor([[*chain(*samples)]])
 
     found = Positions(model.config).of([len(s) for s in samples], counts, types, types, grids)
 

@@ -149,7 +149,7 @@ def test_largest_row_is_that_of_the_whole_run(seed: int | None, drop_last: bool)
         done = 0
         settings = {"ranks": 2, "accumulation": 2, "step_samples": 16, "drop_last": drop_last}
         of_ranks = [
-            sampler(samples, rank=rank, seed=seed, step=lambda: done, **settings)
+            sampler(samples, rank=rank, seed=seed, step=lambda at=done: at, **settings)
             for rank in range(2)
         ]
         found = [0]

@@ -12,6 +12,7 @@ from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
 from sailplan.data.sources import Rows
 from sailplan.data.streaming import Stream
+from sailplan.data.token_rows import column
 from sailplan.model.families import tokenizer_of
 
 _CHECKED_SAMPLES = 3
@@ -98,14 +99,10 @@ def check_samples(rows: Any) -> list[Mapping[str, Any]]:
     Args:
         rows: Encoded rows; of a stream none are read ahead.
     """
-    names = getattr(rows, "column_names", None) or ()
-    if "length" not in names:
+    if "length" not in (getattr(rows, "column_names", None) or ()):
         return []
-    searched = rows.select(range(min(len(rows), _SEARCHED_SAMPLES)))
-    read = [name for name in ("length", "num_images") if name in names]
-    columns = searched.with_format("numpy", columns=read)[:]
-    lengths = columns["length"]
-    images = np.minimum(columns.get("num_images", np.zeros_like(lengths)), 2)
+    lengths = column(rows, "length")[:_SEARCHED_SAMPLES]
+    images = np.minimum(column(rows, "num_images")[:_SEARCHED_SAMPLES], 2)
     order = np.argsort(lengths, kind="stable")
     firsts = [order[images[order] == kind][:1] for kind in (2, 0, 1)]
     chosen = list(dict.fromkeys([*np.concatenate(firsts).tolist(), *order.tolist()]))

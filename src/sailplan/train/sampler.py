@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from sailplan.data.balance import Work, deal, row_tokens
+from sailplan.data.token_rows import column
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +33,8 @@ class Samples:
     @classmethod
     def of(cls, rows: Any, work: Work) -> Samples:
         """Reads the columns of a `Dataset` of encoded rows."""
-        if "image_tokens" not in rows.column_names:  # TEMPORARY
-            lengths = np.asarray(rows["length"][:])
-            return cls(lengths=lengths, image_tokens=np.zeros_like(lengths), work=work)
-        columns = rows.with_format("numpy", columns=["length", "image_tokens"])[:]
-        return cls(lengths=columns["length"], image_tokens=columns["image_tokens"], work=work)
+        lengths, image_tokens = (column(rows, name) for name in ("length", "image_tokens"))
+        return cls(lengths=lengths, image_tokens=image_tokens, work=work)
 
 
 class StepSampler(BatchRebalanceSampler):
@@ -119,7 +117,7 @@ class StepSampler(BatchRebalanceSampler):
         if not self.shuffle:
             return np.arange(count)
         chance = torch.Generator().manual_seed(self.seed + epoch)
-        return torch.randperm(count, generator=chance).numpy()  # type: ignore[no-any-return]
+        return torch.randperm(count, generator=chance).numpy()
 
     def _cost(self, bs: int, max_len: int) -> float:
         """Returns the work of the text of so many samples, padded to one length."""

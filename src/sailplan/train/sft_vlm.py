@@ -65,13 +65,15 @@ def train(run: Run) -> None:
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
-        from sailplan.train.first_steps import FirstSteps
+        from sailplan.train.first_steps import FirstSteps, plan_of
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.gradients import GradientGuard
         from sailplan.train.guards.packing import PackingCheck
+        from sailplan.train.loader import settle_loader
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import every_rank_needs_images, settle_parts
         from sailplan.train.pins import pinned
+        from sailplan.train.throughput import throughput_of
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
         from sailplan.train.work import work_of
@@ -132,7 +134,6 @@ def train(run: Run) -> None:
             MetricsFile(run),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
-            FirstSteps(directory),
             *early_stopping(run),
         ],
     )
@@ -143,6 +144,11 @@ def train(run: Run) -> None:
     say(*settle_parts(run, args, trainer.model))
     if packs:
         trainer.add_callback(PackingCheck(trainer, family.name))
+    loading, notes = settle_loader(run, trainer, plan_of(directory))
+    say(*notes)
+    trainer.throughput = throughput_of(trainer, loading)
+    trainer.add_callback(trainer.throughput)
+    trainer.add_callback(FirstSteps(directory, trainer.throughput))
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()

@@ -11,7 +11,7 @@ same on one process or many, whatever the batch size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from trl import SFTTrainer
 
 from sailplan.data.balance import Work
 from sailplan.data.collator import Collator
+from sailplan.data.counts import COUNTS, CountingCollator, image_token_of
 from sailplan.data.streaming import EncodedStream
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
 from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
 from sailplan.train.sampler import Samples, StepSampler
+from sailplan.train.throughput import Throughput
 
 
 class Trainer(SFTTrainer):
@@ -41,10 +43,15 @@ class Trainer(SFTTrainer):
         **arguments: What `SFTTrainer` takes.
     """
 
+    throughput: Throughput | None = None
+    """Counts what is trained on, where it is given before training."""
+
     def __init__(
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
     ) -> None:
-        super().__init__(data_collator=LossInputs(collate=collator), **arguments)
+        image_token = image_token_of(arguments["model"].config)
+        counting = CountingCollator(LossInputs(collate=collator), image_token)
+        super().__init__(data_collator=counting, **arguments)
         self.collator, self.head, self._work = collator, HeadPositions(self.model), work
         self._sampler: StepSampler | None = None
 
@@ -97,6 +104,28 @@ class Trainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self.head.at(positions):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """Takes the batches of a step, under the eyes of `throughput`."""
+        if self.throughput:
+            epoch_iterator = self.throughput.watch(epoch_iterator)
+        taken: tuple[list[dict[str, Any]], torch.Tensor | int | None]
+        taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return taken
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs.pop(COUNTS, None)  # of held-out batches, which nobody watches
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs a record, with what was done since the last one where it is of training."""
+        self._metrics["train"].pop("num_tokens", None)  # TRL's counts packed rows wrongly
+        if self.throughput:
+            self.throughput.add_to(logs, self.args, self.state)
+        super().log(logs, start_time)
 
     def prediction_step(
         self,
