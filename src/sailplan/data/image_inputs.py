@@ -24,7 +24,7 @@ DUMMY_SIZE = (56, 56)
 """Width and height in pixels of the image that stands in where a batch has none."""
 
 
-class Pixels:
+class ImageInputs:
     """Makes the pixel inputs of batches.
 
     Args:
