@@ -41,7 +41,7 @@ class ImageInputs:
         self._expander = ImageExpander(processor, family)
         self.has_images = family.is_vision and bool(format.image_fields)
 
-    def open(self, row: Mapping[str, Any]) -> list[Any]:
+    def open(self, row: Mapping[str, Any]) -> list[torch.Tensor]:
         """Returns the images of a row.
 
         Raises:
@@ -51,7 +51,7 @@ class ImageInputs:
             return []
         entry = row.get("entry", 0)
         try:
-            return [self._opener.open(reference, entry) for reference in self._format.images(row)]
+            return [self._opener.decode(reference, entry) for reference in self._format.images(row)]
         except DataError as error:
             raise DataError(f"{row.get('place', 'a row')}: {error}") from error
 
