@@ -504,5 +504,5 @@ def test_image_folder_with_metadata_gives_the_same_samples(
     rows = [reference.rows[number] for number in single]
     for ours, theirs in zip(found.rows, rows, strict=not more):
         assert list(ours["input_ids"]) == list(theirs["input_ids"])
-        assert ours["labels"] == theirs["labels"]
+        assert list(ours["labels"]) == list(theirs["labels"])
         assert_equal(found.collate([ours]), reference.collate([theirs]))

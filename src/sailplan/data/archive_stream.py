@@ -162,7 +162,8 @@ def _samples(
     """Yields the samples of a shard that are wanted, each with its number."""
     number, sample = -1, _Sample("", {})
     try:
-        with tarfile.open(archive, "r:") as tar:
+        # Without a buffer no more is read of what is passed over than its header.
+        with archive.open("rb", buffering=0) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else it remembers them all
                 name = member.name.removeprefix("./")

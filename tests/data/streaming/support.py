@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -70,8 +69,7 @@ def texts(rows: Iterator[tuple[Position, Any]]) -> list[str]:
 
 def one_pass(stream: Stream, slot: int = 0, num_slots: int = 1, epoch: int = 0) -> list[str]:
     """The texts of one pass of a slot."""
-    rows = stream.drawn(slot, num_slots, Position(epoch=epoch))
-    return texts(itertools.takewhile(lambda found: found[0].epoch == epoch, rows))
+    return texts(stream.one_pass(slot, num_slots, Position(epoch=epoch)))
 
 
 def encoded(stream: Stream, rank: int = 0, world_size: int = 1) -> EncodedStream:

@@ -39,6 +39,7 @@ def test_run_that_goes_on_sees_the_rows_of_an_undisturbed_one(
     tmp_path: Path, tiny_model: Callable[[str], Path], entry: Entry
 ) -> None:
     values = settings(tmp_path, tiny_model, 11) | {"eval_size": 3, "eval_strategy": "steps"}
+    values |= {"gradient_accumulation_steps": 2, "dataloader_num_workers": 2}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     end = entry(flags(values | {"output_dir": whole}))
     assert end.code == 0, end.err

@@ -113,17 +113,17 @@ class Stream:
         begin = start or Position()
         while True:
             found = begin.offset > 0
-            for position, row in self._pass(slot, num_slots, begin):
+            for position, row in self.one_pass(slot, num_slots, begin):
                 found = True
                 yield position, row
             if not found and not self._has_rows(fewest):
                 raise DataError(f"the stream has fewer rows than the run has ranks ({fewest})")
             begin = Position(epoch=begin.epoch + 1)
 
-    def _pass(
+    def one_pass(
         self, slot: int, num_slots: int, start: Position
     ) -> Iterator[tuple[Position, RawRow]]:
-        """Yields what is left of a slot's pass from a position on."""
+        """Yields what is left of a slot's pass from a position on, as `drawn` does."""
         readers = self._readers(start.epoch, slot, num_slots, start.places)
         offset = start.offset
         for window in itertools.count(start.window):
