@@ -75,11 +75,7 @@ def print_memory(found: list[dict[str, Any]], times: int) -> bool:
     print(f"a pass with {WORKERS} workers, {WINDOW_ROWS} rows a window, {BATCH} rows a batch")
     print(f"{'':10}{'rows':>8}{'data MB':>10}{'peak MB':>10}{'rows/s':>10}{'peak, times':>14}")
     missed = False
-    for small, large in (
-        itertools.batched(found, 2)
-        if sys.version_info >= (3, 12)
-        else zip(found[::2], found[1::2], strict=True)
-    ):
+    for small, large in zip(found[::2], found[1::2], strict=True):
         growth = large["peak_bytes"] / small["peak_bytes"]
         missed |= growth > AIM_GROWTH
         for one, last in ((small, ""), (large, f"{growth:.2f}{' MISSED' * (growth > AIM_GROWTH)}")):
