@@ -9,6 +9,7 @@ it divides the loss by the tokens of all of them.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -203,6 +204,8 @@ class _Stepping(IterableDataset[_Step]):
 
     def __iter__(self) -> Iterator[_Step]:
         worker = get_worker_info()
+        if worker:
+            gc.freeze()  # what was imported stays on the pages that all processes share
         return self._steps.of(worker.id if worker else 0)
 
 
