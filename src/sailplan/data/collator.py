@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from sailplan.data.formats import Format
+from sailplan.data.image_inputs import ImageInputs
 from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
-from sailplan.data.image_inputs import ImageInputs
 from sailplan.model.families import Family, tokenizer_of
 from sailplan.model.positions import Positions
 

@@ -18,7 +18,6 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -26,6 +25,7 @@ from sailplan.data.balance import Work
 from sailplan.data.collator import Collator
 from sailplan.data.counts import COUNTS, CountingCollator, image_token_of
 from sailplan.data.streaming import EncodedStream
+from sailplan.data.streaming.loader import training_loader
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
@@ -172,15 +172,15 @@ class Trainer(SFTTrainer):
         """
         if not isinstance(self.train_dataset, EncodedStream):
             return super().get_train_dataloader()
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
+        return training_loader(
             self.train_dataset,
+            self.data_collator,
             batch_size=self._train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=workers,
+            accumulation=self.args.gradient_accumulation_steps,
+            work=self._work(self.model).of_row if self.collator.positions is not None else None,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
         )
 
     def _load_best_model(self) -> None:
