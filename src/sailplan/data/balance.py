@@ -19,7 +19,7 @@ class Work:
     """
 
     attention: float = 0.0
-    """Of a token that attends to one other: `1 / (12 · hidden_size)`, see `sailplan.train.work`."""
+    """Of a token that attends to one other: `1 / (12 · hidden_size)`, see `sailplan.data.work`."""
     image_token: float = 0.0
     """Of the vision patches behind one image token."""
 

@@ -46,12 +46,15 @@ def train(run: Run) -> None:
         from sailplan.data.collator import Collator
         from sailplan.data.default_template import complete_template, is_chat
         from sailplan.data.encode import Encoder
+        from sailplan.data.extent import largest_words
         from sailplan.data.formats import resolve_format
         from sailplan.data.images import image_opener
         from sailplan.data.own_ids import check_own_ids
         from sailplan.data.prepare import prepare
         from sailplan.data.sources import load_rows
+        from sailplan.data.work import work_of
         from sailplan.evaluate.speaker import end_answers
+        from sailplan.model.batching import choose_batching
         from sailplan.model.families import family_of
         from sailplan.model.load import attention, load_model
         from sailplan.model.packed_attention import attend_by_segment
@@ -61,7 +64,6 @@ def train(run: Run) -> None:
         from sailplan.model.trainable import lora_config, trained_parts
         from sailplan.model.vocabulary import grown
         from sailplan.train.arguments import training_arguments
-        from sailplan.train.batching import choose_batching
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
@@ -76,7 +78,6 @@ def train(run: Run) -> None:
         from sailplan.train.throughput import throughput_of
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
-        from sailplan.train.work import work_of
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
@@ -149,6 +150,15 @@ def train(run: Run) -> None:
     trainer.throughput = throughput_of(trainer, loading)
     trainer.add_callback(trainer.throughput)
     trainer.add_callback(FirstSteps(directory, trainer.throughput))
+    if args.process_index == 0 and trainer.sampler is not None:  # takes a moment, of millions
+        say(
+            largest_words(
+                trainer.sampler,
+                epochs=args.num_train_epochs,
+                max_steps=args.max_steps,
+                multiple=args.pad_to_multiple_of,
+            )
+        )
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()

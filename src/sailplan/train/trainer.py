@@ -24,13 +24,13 @@ from trl import SFTTrainer
 from sailplan.data.balance import Work
 from sailplan.data.collator import Collator
 from sailplan.data.counts import COUNTS, CountingCollator, image_token_of
+from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
 from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
-from sailplan.train.sampler import Samples, StepSampler
 from sailplan.train.throughput import Throughput
 
 

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from sailplan.data.balance import Work
-from sailplan.train.sampler import Samples, StepSampler
+from sailplan.data.sampler import Samples, StepSampler
 
 WORK = Work(attention=1 / 768, image_token=2.0)
 
