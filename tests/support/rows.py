@@ -50,3 +50,37 @@ def chat_rows(folder: Path, count: int, *, seed: int = 0, images: bool = True) -
     file = folder / "train.jsonl"
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def mixed_rows(folder: Path, count: int, *, seed: int = 0) -> Path:
+    """Writes conversations with none to three images each, and answers of one to sixty words.
+
+    Args:
+        folder: Where `train.jsonl` and its images go; made where missing.
+        count: Rows.
+        seed: Fixes colours, sizes and answers.
+
+    Returns:
+        The jsonl file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(seed)
+    lines = []
+    for number in range(count):
+        colours = [chance.choice(list(COLOURS)) for _ in range(number % 4)]
+        names = [f"{number}_{index}.png" for index in range(len(colours))]
+        for name, colour in zip(names, colours, strict=True):
+            size = (chance.randrange(40, 160), chance.randrange(40, 160))
+            draw(folder / name, colour=colour, size=size)
+        answer = " ".join([*colours, *["and"] * int(chance.lognormvariate(2, 1)), "so on"])
+        asked = [{"type": "image"} for _ in names]
+        said = [{"type": "text", "text": answer[:300]}]
+        question = [*asked, {"type": "text", "text": "Which colours are these?"}]
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": said},
+        ]
+        lines.append(json.dumps({"messages": messages, "images": names}))
+    file = folder / "train.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return file

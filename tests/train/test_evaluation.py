@@ -101,6 +101,11 @@ def test_evaluation_makes_no_larger_tensors_than_training_and_no_logits(
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from sailplan.data.balance import Work
+    from sailplan.data.collator import Collator
+    from sailplan.data.conversations import Messages
+    from sailplan.data.images import ImageOpener
+    from sailplan.model.families import family_of
     from sailplan.train.trainer import Trainer
     from tests.support.batches import training_arguments as arguments
 
@@ -108,7 +113,7 @@ def test_evaluation_makes_no_larger_tensors_than_training_and_no_logits(
     model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
     model.resize_token_embeddings(100_000)  # TRL goes through the vocabulary by 32,768
     ids = list(range(5, 105))
-    columns = {"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids)}
+    columns = {"input_ids": ids, "labels": ids, "length": len(ids), "image_tokens": 0}
     rows = Dataset.from_list([columns] * 4)
     settings = {"per_device_eval_batch_size": 4, "per_device_train_batch_size": 4}
     trainer = Trainer(
@@ -116,9 +121,13 @@ def test_evaluation_makes_no_larger_tensors_than_training_and_no_logits(
         args=arguments(tmp_path, max_steps=1, **settings),
         train_dataset=rows,
         eval_dataset=rows,
-        data_collator=lambda picked: {
-            name: torch.tensor([row[name] for row in picked]) for name in picked[0]
-        },
+        collator=Collator(
+            tokenizer,
+            family_of(model.config),
+            Messages(image_columns=()),
+            ImageOpener(root=None),
+        ),
+        work=lambda _: Work(),
         processing_class=tokenizer,
     )
 
@@ -165,7 +174,7 @@ def test_best_weights_of_a_full_run_are_loaded_at_the_end(start: Start, family: 
 def test_best_adapter_is_loaded_at_the_end(start: Start) -> None:
     out = start(
         use_peft=True,
-        learning_rate=30.0,
+        learning_rate=100.0,
         lr_scheduler_type="constant",
         max_steps=3,
         save_strategy="steps",

@@ -1,30 +1,31 @@
-"""Makes batches of encoded rows; pixels are decoded here, in the DataLoader's workers."""
+"""Makes batches of encoded rows; pixels are decoded here, in the DataLoader's workers.
+
+A batch is either one row `[1, tokens]`, in which the samples follow one another without padding and
+each has positions of its own (packed), or a row for each sample, padded to the longest. The loss is
+the same: no sample sees another, and its first token, which nothing predicts, is never a label.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
-from transformers.models.mllama.processing_mllama import (
-    convert_sparse_cross_attention_mask_to_dense,
-    get_cross_attention_token_mask,
-)
+from numpy.typing import NDArray
 
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
-from sailplan.data.media import ImageExpander, process_images
-from sailplan.errors import DataError
+from sailplan.data.image_inputs import ImageInputs
 from sailplan.model.families import Family, tokenizer_of
+from sailplan.model.positions import Positions
 
-DUMMY_SIZE = (56, 56)
-"""Width and height in pixels of the image that stands in where a batch has none."""
+_Ids = NDArray[np.int64]
 
 
 class Collator:
-    """Pads rows of `input_ids` and `labels` to a batch, and adds their images.
+    """Joins rows of `input_ids` and `labels` to a batch, and adds their images.
 
     A batch without any image would leave the vision tower out of this rank's step. Where the tower
     is sharded or trained, other ranks then wait for it for ever. So it gets a small black image
@@ -36,6 +37,7 @@ class Collator:
         family: The model's family.
         format: Says which images a row has.
         opener: Opens them.
+        positions: Makes the positions of packed rows; None pads.
         dummy_image: Whether batches without images get one.
         pad_to_multiple_of: Pads the length to a multiple of this many tokens.
     """
@@ -47,143 +49,105 @@ class Collator:
         format: Format,
         opener: ImageOpener,
         *,
+        positions: Positions | None = None,
         dummy_image: bool = True,
         pad_to_multiple_of: int | None = None,
     ) -> None:
-        self._processor, self._family = processor, family
-        self._format, self._opener = format, opener
-        self._tokenizer = tokenizer_of(processor)
-        self._has_images = family.is_vision and bool(format.image_fields)
-        self._dummy_image = dummy_image and self._has_images and not family.cross_attention
+        self._pixels = ImageInputs(processor, family, format, opener)
+        self.positions = positions
+        tokenizer = tokenizer_of(processor)
+        self._pad_id = tokenizer.pad_token_id
+        if self._pad_id is None:  # any will do: what is padding is said by the mask and the labels
+            self._pad_id = tokenizer.eos_token_id or 0
+        self._dummy_image = dummy_image and self._pixels.has_images and not family.cross_attention
         self._multiple = pad_to_multiple_of or 1
-        self._expander = ImageExpander(processor, family)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns the model's inputs of a batch, padded on the right.
+        """Returns the model's inputs of a batch.
 
         Args:
             rows: Rows with `input_ids`, `labels`, the format's image columns, `entry`, the entry
                 of the data that they are from, where there are several, and `place`, for errors.
+                Without any, the batch has nothing to train on, and an image if the data has.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels`, `[rows, tokens]`, and what the family's
-            forward takes besides.
+            `input_ids` and `labels`, `[rows, tokens]` padded on the right with an `attention_mask`,
+            or `[1, tokens]` with `position_ids`; and what the family's forward takes besides.
 
         Raises:
             DataError: An image cannot be opened, or is no longer what it was when its tokens were
                 counted.
         """
-        ids = [list(row["input_ids"]) for row in rows]
-        labels = [list(row["labels"]) for row in rows]
-        images = [self._open(row) for row in rows]
-        if self._dummy_image and not any(images):
-            shortest = min(range(len(ids)), key=lambda index: len(ids[index]))
-            dummy = self._dummy_ids()
-            ids[shortest] += dummy
-            labels[shortest] += [UNTRAINED] * len(dummy)
-            images[shortest] = [Image.new("RGB", DUMMY_SIZE)]
-        batch = self._pad(ids, labels)
-        if self._has_images:
-            batch.update(self._types(batch["input_ids"]))
+        ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
+        labels = [_without_first(row["labels"]) for row in rows]
+        images = [self._pixels.open(row) for row in rows]
+        if not rows:
+            self._fill(ids, labels, images)
+        elif self._dummy_image and not any(images):
+            self._add_dummy(ids, labels, images)
+        batch = (self._pad if self.positions is None else self._pack)(ids, labels)
+        batch |= self._pixels.types(batch["input_ids"])
         if any(images):
-            batch.update(self._pixels(images, ids, batch["input_ids"]))
+            batch |= self._pixels.inputs(images, batch["input_ids"])
+        if self.positions is not None:
+            lengths, counts = list(map(len, ids)), list(map(len, images))
+            if (rest := batch["input_ids"].shape[1] - sum(lengths)) > 0:
+                lengths, counts = [*lengths, rest], [*counts, 0]
+            batch["position_ids"] = self.positions.of(
+                lengths,
+                counts,
+                batch["input_ids"],
+                batch.get("mm_token_type_ids"),
+                batch.get("image_grid_thw"),
+            )
         return batch
 
-    def _open(self, row: Mapping[str, Any]) -> list[Image.Image]:
-        if not self._has_images:
-            return []
-        entry = row.get("entry", 0)
-        try:
-            return [self._opener.open(reference, entry) for reference in self._format.images(row)]
-        except DataError as error:
-            raise DataError(f"{row.get('place', 'a row')}: {error}") from error
+    def _fill(self, ids: list[_Ids], labels: list[_Ids], images: list[list[Any]]) -> None:
+        """Makes a row for a rank that has no sample while others have."""
+        tokens, of_row = np.array([self._pad_id]), []
+        if self._pixels.has_images:
+            tokens, image = self._pixels.dummy()
+            of_row = [image]
+        ids.append(tokens)
+        labels.append(np.full(len(tokens), UNTRAINED))
+        images.append(of_row)
 
-    def _dummy_ids(self) -> list[int]:
-        text = self._expander.replacement(DUMMY_SIZE)
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _add_dummy(self, ids: list[_Ids], labels: list[_Ids], images: list[list[Any]]) -> None:
+        tokens, image = self._pixels.dummy()
+        untrained = np.full(len(tokens), UNTRAINED)
+        if self.positions is not None:
+            ids.append(tokens)
+            labels.append(untrained)
+            images.append([image])
+            return
+        shortest = min(range(len(ids)), key=lambda index: len(ids[index]))
+        ids[shortest] = np.concatenate([ids[shortest], tokens])
+        labels[shortest] = np.concatenate([labels[shortest], untrained])
+        images[shortest] = [image]
 
-    def _pad(self, ids: list[list[int]], labels: list[list[int]]) -> dict[str, torch.Tensor]:
-        length = -(-max(map(len, ids)) // self._multiple) * self._multiple
-        pad_id = self._tokenizer.pad_token_id
-        if pad_id is None:  # any will do: what is padding is said by the mask and the labels
-            pad_id = self._tokenizer.eos_token_id or 0
+    def _pad(self, ids: list[_Ids], labels: list[_Ids]) -> dict[str, torch.Tensor]:
+        length = self._rounded(max(map(len, ids)))
+        shape = len(ids), length
+        padded, targets = np.full(shape, self._pad_id), np.full(shape, UNTRAINED)
+        mask = np.zeros(shape, dtype=np.int64)
+        for index, (of_row, wanted) in enumerate(zip(ids, labels, strict=True)):
+            padded[index, : len(of_row)] = of_row
+            targets[index, : len(of_row)] = wanted
+            mask[index, : len(of_row)] = 1
+        arrays = {"input_ids": padded, "attention_mask": mask, "labels": targets}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-        def padded(sequences: list[list[int]], value: int) -> torch.Tensor:
-            return torch.tensor([s + [value] * (length - len(s)) for s in sequences])
+    def _pack(self, ids: list[_Ids], labels: list[_Ids]) -> dict[str, torch.Tensor]:
+        rest = self._rounded(total := sum(map(len, ids))) - total
+        row = np.concatenate([*ids, np.full(rest, self._pad_id)])
+        targets = np.concatenate([*labels, np.full(rest, UNTRAINED)])
+        return {"input_ids": torch.from_numpy(row)[None], "labels": torch.from_numpy(targets)[None]}
 
-        return {
-            "input_ids": padded(ids, pad_id),
-            "attention_mask": padded([[1] * len(row) for row in ids], 0),
-            "labels": padded(labels, UNTRAINED),
-        }
-
-    def _types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns which tokens are text, image and video, where the family wants to know."""
-        names = self._processor.model_input_names
-        if not self._processor.return_mm_token_type_ids:
-            return {}
-        name = "token_type_ids" if "token_type_ids" in names else "mm_token_type_ids"
-        types = self._processor.create_mm_token_type_ids(input_ids.tolist())
-        return {name: torch.tensor(types)}
-
-    def _pixels(
-        self, images: list[list[Image.Image]], ids: list[list[int]], padded_ids: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        # Image processors that want images by sample lose a sample without any at the end
-        # (transformers 5.23, `reorder_images`): they get the others, and its place is filled here.
-        with_images = [index for index, of_row in enumerate(images) if of_row]
-        inputs, replacements = process_images(
-            self._processor,
-            [images[index] for index in with_images],
-            nested=self._family.nested_images,
-        )
-        token = self._processor.image_token
-        expected = sum(text.count(token) for text in replacements)
-        token_id = self._tokenizer.convert_tokens_to_ids(token)
-        found = sum(row.count(token_id) for row in ids)
-        if expected != found:
-            raise DataError(
-                f"the images of a batch take {expected} tokens, their rows have {found}: an image "
-                "was changed after its tokens were counted",
-                todo="put it back, or touch the data file so that its rows are encoded anew",
-            )
-        tiles = iter(inputs.pop("num_tiles", []))
-        # What image processors say for counting tokens only is no input of the model.
-        names = self._processor.model_input_names
-        pixels = {name: torch.as_tensor(v) for name, v in inputs.items() if name in names}
-        if self._family.nested_images:
-            pixels = {
-                name: _in_rows(value, with_images, len(ids), name) for name, value in pixels.items()
-            }
-        if self._family.cross_attention:
-            num_tiles = [next(tiles) if of_row else [] for of_row in images]
-            pixels["cross_attention_mask"] = self._cross_attention_mask(padded_ids, num_tiles)
-        return pixels
-
-    def _cross_attention_mask(
-        self, input_ids: torch.Tensor, num_tiles: list[list[int]]
-    ) -> torch.Tensor:
-        """Returns which image tiles each token sees, `[rows, tokens, images, tiles]`.
-
-        Args:
-            input_ids: The padded ids.
-            num_tiles: For each row, the number of tiles of each of its images.
-        """
-        token_id = self._processor.image_token_id
-        sparse = [get_cross_attention_token_mask(row, token_id) for row in input_ids.tolist()]
-        dense = convert_sparse_cross_attention_mask_to_dense(
-            sparse,
-            num_tiles=num_tiles,
-            max_num_tiles=self._processor.image_processor.max_image_tiles,
-            length=input_ids.shape[1],
-        )
-        return torch.from_numpy(dense)
+    def _rounded(self, length: int) -> int:
+        return -(-length // self._multiple) * self._multiple
 
 
-def _in_rows(value: torch.Tensor, rows: list[int], num_rows: int, name: str) -> torch.Tensor:
-    """Puts what belongs to `rows` into a batch of `num_rows`, the others padded."""
-    full = value.new_zeros((num_rows, *value.shape[1:]))
-    if name == "aspect_ratio_mask":  # Mllama: padding has one tile, or its attention would be NaN
-        full[..., 0] = 1
-    full[rows] = value
-    return full
+def _without_first(labels: Any) -> _Ids:
+    found = np.array(labels, dtype=np.int64)
+    found[:1] = UNTRAINED
+    return found

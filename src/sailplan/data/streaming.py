@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 from datasets.iterable_dataset import ExamplesIterable
 
+from sailplan.data.counts import READING
 from sailplan.errors import DataError, RunFileError
 
 if TYPE_CHECKING:
@@ -148,6 +149,9 @@ class EncodedStream(datasets.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the rows of this process, and in a DataLoader's worker those of its batches."""
+        return READING.over(self._encoded())
+
+    def _encoded(self) -> Iterator[dict[str, Any]]:
         from torch.utils.data import get_worker_info
 
         worker = get_worker_info()

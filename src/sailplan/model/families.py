@@ -29,11 +29,21 @@ _MEDIA = r"(image|img|images|vision|video|audio|boi|eoi|boa|eoa|patch|frame|row|
 _MEDIA_SETTING = re.compile(rf"(^|_){_MEDIA}(_\w+)*_token_(id|ids|index)$|^(boi|eoi)_token_")
 MEDIA_TOKEN = re.compile(r"image|img|vision|video|audio|patch|<row_|fake_token", re.IGNORECASE)
 
-# Image processors that take one list of images per sample, and pad the number of images.
-_NESTED_IMAGES = frozenset({"mllama", "idefics2", "idefics3", "smolvlm"})
+# Image processors that take one list of images per sample, pad the number of images, and return
+# a row of pixels for each sample.
+_PIXELS_BY_ROW = frozenset({"mllama", "idefics2", "idefics3", "smolvlm"})
+# Those that take them so without that: LLaVA-OneVision cuts only images that are alone into tiles.
+_NESTED_IMAGES = _PIXELS_BY_ROW | {"llava_onevision"}
 # Cross-attention: an image is one token, and a row without images skips layers or attends to
 # padding (transformers' `_prepare_cross_attention_mask`), so that no dummy image is neutral.
 _CROSS_ATTENTION = frozenset({"mllama"})
+# Why samples cannot share a row: without a mask of tokens × tokens they would see each other.
+_BOTH_WAYS = "its image tokens attend to each other in both directions"
+_UNPACKABLE = {
+    "mllama": "every token of a row sees all images of the row",
+    **dict.fromkeys(("gemma3", "gemma3n", "molmo2", "paligemma"), _BOTH_WAYS),
+}
+_PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 # Reads an image of one token as none of several (transformers 5.23, `Mistral3PatchMerger`).
 _MIN_IMAGE_TOKENS = {"mistral3": 2}
 # Their processor puts the beginning of a text there itself, and the end of one where there is none
@@ -66,6 +76,12 @@ class Family:
     """Positions that the language model was built for."""
     nested_images: bool
     """Whether the image processor takes `[[images of sample 0], [images of sample 1], …]`."""
+    pixels_by_row: bool
+    """Whether it returns a row of pixels for each sample."""
+    packing_obstacle: str | None
+    """Why several samples cannot stand in one row; None where they can."""
+    sliding_window_tokens: int | None
+    """How far back some layers see; None where all see everything."""
     cross_attention: bool
     """Whether images reach the language model through cross-attention only."""
     min_image_tokens: int
@@ -137,6 +153,9 @@ def family_of(config: Any) -> Family:
         vocabulary_size=int(text.vocab_size),
         max_length_tokens=getattr(text, "max_position_embeddings", None),
         nested_images=name in _NESTED_IMAGES,
+        pixels_by_row=name in _PIXELS_BY_ROW,
+        packing_obstacle=_packing_obstacle(name, text),
+        sliding_window_tokens=_sliding_window(text),
         cross_attention=name in _CROSS_ATTENTION,
         min_image_tokens=_MIN_IMAGE_TOKENS.get(name, 1),
         opened_by_processor=name in _OPENED_BY_PROCESSOR,
@@ -147,6 +166,26 @@ def family_of(config: Any) -> Family:
 def tokenizer_of(processor: Any) -> Any:
     """Returns the tokenizer of a processor, or the tokenizer itself."""
     return getattr(processor, "tokenizer", processor)
+
+
+def _packing_obstacle(name: str, text: Any) -> str | None:
+    if name in _UNPACKABLE:
+        return _UNPACKABLE[name]
+    if getattr(text, "use_bidirectional_attention", None):  # "vision" in some Gemma 4
+        return _BOTH_WAYS
+    kinds = {*(getattr(text, "layer_types", None) or ())} - _PLAIN_LAYERS
+    if getattr(text, "attention_chunk_size", None):
+        kinds.add("chunked_attention")
+    if kinds:
+        return f"its {', '.join(sorted(kinds))} layers carry over from one sample to the next"
+    return None
+
+
+def _sliding_window(text: Any) -> int | None:
+    kinds = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else True
+    window = getattr(text, "sliding_window", None)
+    return int(window) if slides and window else None
 
 
 def _prefixes(names: Iterable[str]) -> tuple[str, ...]:

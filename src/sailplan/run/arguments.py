@@ -55,6 +55,15 @@ class SailplanArguments:
             "choices": ["auto", "full", "lora", "qlora"],
         },
     )
+    batching: str | None = field(
+        default=None,
+        metadata={
+            "help": "pack: the samples of a micro batch share one row without padding. pad: they "
+            "are padded to the longest. Where not given, pack if the model can. The samples of "
+            "an optimizer step are the same.",
+            "choices": ["pack", "pad"],
+        },
+    )
     dataset_format: str = field(
         default="auto",
         metadata={

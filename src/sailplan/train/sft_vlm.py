@@ -48,27 +48,35 @@ def train(run: Run) -> None:
         from sailplan.data.encode import Encoder
         from sailplan.data.formats import resolve_format
         from sailplan.data.images import image_opener
+        from sailplan.data.own_ids import check_own_ids
         from sailplan.data.prepare import prepare
         from sailplan.data.sources import load_rows
         from sailplan.evaluate.speaker import end_answers
         from sailplan.model.families import family_of
         from sailplan.model.load import attention, load_model
+        from sailplan.model.packed_attention import attend_by_segment
+        from sailplan.model.positions import Positions
         from sailplan.model.processor import load_processor_and_tokens
         from sailplan.model.source import load_config
         from sailplan.model.trainable import lora_config, trained_parts
         from sailplan.model.vocabulary import grown
         from sailplan.train.arguments import training_arguments
+        from sailplan.train.batching import choose_batching
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
-        from sailplan.train.first_steps import FirstSteps
+        from sailplan.train.first_steps import FirstSteps, plan_of
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.packing import PackingCheck
+        from sailplan.train.loader import settle_loader
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import every_rank_needs_images, settle_parts
         from sailplan.train.pins import pinned
+        from sailplan.train.throughput import throughput_of
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
+        from sailplan.train.work import work_of
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
@@ -85,13 +93,21 @@ def train(run: Run) -> None:
     opener = image_opener(run, rows)
     say(*complete_template(processor, chat=is_chat(format, rows)))
     family = grown(family_of(load_config(run)), added_ids)
-    data = prepare(run, rows, format, Encoder.of(run, processor, family), opener)
+    encoder = Encoder.of(run, processor, family)
+    data = prepare(run, rows, format, encoder, opener)
     say(*data.notes)
+    if args.process_index == 0:
+        say(*check_own_ids(encoder, format, opener, rows, data.train))
 
     checkpoint = directory.asked_checkpoint(run)
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
-    say("attention: {}, {}".format(*attention(run)))
+    implementation, why = attention(run)
+    say(f"attention: {implementation}, {why}")
+    packs, words = choose_batching(run, family, implementation)
+    say(words)
+    if packs and implementation == "sdpa":
+        attend_by_segment(model)
 
     adapters = lora_config(run, model, added_ids)
     trained = trained_parts(run, model, adapters)
@@ -100,13 +116,15 @@ def train(run: Run) -> None:
         family,
         format,
         opener,
+        positions=Positions(model.config) if packs else None,
         dummy_image=every_rank_needs_images(trained),
         pad_to_multiple_of=args.pad_to_multiple_of,
     )
     trainer = Trainer(
         model=model,
         args=args,
-        data_collator=collator,
+        collator=collator,
+        work=lambda model: work_of(model, processor, family),
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=processor,
@@ -116,7 +134,6 @@ def train(run: Run) -> None:
             MetricsFile(run),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
-            FirstSteps(directory),
             *early_stopping(run),
         ],
     )
@@ -125,6 +142,13 @@ def train(run: Run) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
+    if packs:
+        trainer.add_callback(PackingCheck(trainer, family.name))
+    loading, notes = settle_loader(run, trainer, plan_of(directory))
+    say(*notes)
+    trainer.throughput = throughput_of(trainer, loading)
+    trainer.add_callback(trainer.throughput)
+    trainer.add_callback(FirstSteps(directory, trainer.throughput))
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()

@@ -1,4 +1,6 @@
-"""TRL's `SFTTrainer`, with the held-out loss counted by tokens and the best weights really loaded.
+"""TRL's `SFTTrainer`, with micro batches of equal work and the head computed where a label is.
+
+The held-out loss is counted by tokens, and the best weights are really loaded.
 
 Trainer averages the means of batches, so that a batch of short rows weighs as much as one of long
 rows, and on several ranks it counts the rows again that fill up an uneven last batch. Here the loss
@@ -9,22 +11,121 @@ same on one process or many, whatever the batch size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from sailplan.data.balance import Work
+from sailplan.data.collator import Collator
+from sailplan.data.counts import COUNTS, CountingCollator, image_token_of
 from sailplan.data.streaming import EncodedStream
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
+from sailplan.train.head import HeadPositions
+from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
+from sailplan.train.sampler import Samples, StepSampler
+from sailplan.train.throughput import Throughput
 
 
 class Trainer(SFTTrainer):
-    """The trainer of every run; see the module for what it does otherwise than TRL's."""
+    """The trainer of every run; see the module for what it does otherwise than TRL's.
+
+    Args:
+        collator: Makes the batches.
+        work: What a model's samples cost; given the model once PEFT has wrapped it.
+        **arguments: What `SFTTrainer` takes.
+    """
+
+    throughput: Throughput | None = None
+    """Counts what is trained on, where it is given before training."""
+
+    def __init__(
+        self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
+    ) -> None:
+        image_token = image_token_of(arguments["model"].config)
+        counting = CountingCollator(LossInputs(collate=collator), image_token)
+        super().__init__(data_collator=counting, **arguments)
+        self.collator, self.head, self._work = collator, HeadPositions(self.model), work
+        self._sampler: StepSampler | None = None
+
+    @property
+    def sampler(self) -> StepSampler | None:
+        """What draws the samples; None for a stream, and where the run groups them by length."""
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        if grouped or not isinstance(self.train_dataset, datasets.Dataset):
+            return None
+        if self._sampler is None:
+            args = self.args
+            shuffles = args.train_sampling_strategy != "sequential"
+            seed = args.seed if args.data_seed is None else args.data_seed
+            micro_batches = args.gradient_accumulation_steps * args.world_size
+            self._sampler = StepSampler(
+                Samples.of(self.train_dataset, self._work(self.model)),
+                packs=self.collator.positions is not None,
+                step_samples=args.train_batch_size * micro_batches,
+                ranks=args.world_size,
+                accumulation=args.gradient_accumulation_steps,
+                rank=args.process_index,
+                seed=seed if shuffles else None,
+                step=lambda: self.state.global_step,
+                drop_last=args.dataloader_drop_last,
+            )
+        return self._sampler
+
+    def pad_instead(self) -> None:
+        """Pads from now on; before the first batch is drawn."""
+        self.collator.positions = None
+        if self._sampler is not None:
+            self._sampler.packs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.sampler or super()._get_train_sampler(train_dataset)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Computes the loss as TRL does, the head at the positions that have a label alone."""
+        positions = inputs.pop(HEAD_POSITIONS)
+        for name in (LABEL_ROWS, NUM_ROWS):
+            inputs.pop(name)
+        if self.label_smoother is not None:  # it computes from all logits
+            del inputs["shift_labels"]
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.head.at(positions):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """Takes the batches of a step, under the eyes of `throughput`."""
+        if self.throughput:
+            epoch_iterator = self.throughput.watch(epoch_iterator)
+        taken: tuple[list[dict[str, Any]], torch.Tensor | int | None]
+        taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return taken
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs.pop(COUNTS, None)  # of held-out batches, which nobody watches
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs a record, with what was done since the last one where it is of training."""
+        self._metrics["train"].pop("num_tokens", None)  # TRL's counts packed rows wrongly
+        if self.throughput:
+            self.throughput.add_to(logs, self.args, self.state)
+        super().log(logs, start_time)
 
     def prediction_step(
         self,
@@ -39,16 +140,13 @@ class Trainer(SFTTrainer):
         evaluation as in training.
         """
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        positions, rows = inputs.pop(HEAD_POSITIONS), inputs.pop(LABEL_ROWS)
+        num_rows = inputs.pop(NUM_ROWS)
+        with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(positions):
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        of_rows = torch.stack(
-            [
-                -outputs.log_probs.float().sum(dim=1),
-                outputs.is_top1.float().sum(dim=1),
-                outputs.label_mask.float().sum(dim=1),
-            ],
-            dim=1,
-        )
+        found = [-outputs.log_probs, outputs.is_top1, outputs.label_mask]
+        of_labels = torch.stack([values[0].float() for values in found], dim=1)
+        of_rows = of_labels.new_zeros(num_rows, 3).index_add(0, rows, of_labels)
         # Rows that only fill up the last batch of some rank are left out by accelerate here.
         self._sums += self.accelerator.gather_for_metrics(of_rows).double().sum(dim=0).cpu()
         loss, _, tokens = of_rows.sum(dim=0)

@@ -19,6 +19,7 @@ from tests.support.tiny.vocabularies import build_tokenizer, chat_template
 __all__ = (
     "FAMILIES",
     "MORE_FAMILIES",
+    "TEXT_FAMILIES",
     "VISION_FAMILIES",
     "build_processor",
     "build_tiny",
@@ -29,6 +30,7 @@ __all__ = (
 FAMILIES = ("qwen2_vl", "llava", "pixtral", "mllama", "llama")
 """What the tests of everything run on."""
 VISION_FAMILIES = FAMILIES[:-1]
+TEXT_FAMILIES = ("llama", "qwen3")
 MORE_FAMILIES = tuple(more_families.BUILDERS)
 """What the tests of images and labels run on besides; all of them see images."""
 
@@ -55,7 +57,7 @@ def build_tiny(family: str, folder: Path) -> Path:
     config, processor = build_processor(family)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        auto = "AutoModelForCausalLM" if family == "llama" else "AutoModelForImageTextToText"
+        auto = "AutoModelForCausalLM" if family in TEXT_FAMILIES else "AutoModelForImageTextToText"
         model = getattr(transformers, auto).from_config(config, dtype=torch.float32)
         if family == "mllama":
             # A fresh model's gates are zero: cross-attention would have no effect at all.

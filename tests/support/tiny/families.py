@@ -14,6 +14,7 @@ from transformers import (
     PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
+    Qwen3Config,
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
@@ -167,12 +168,17 @@ def _llama(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     return LlamaConfig(**text_settings(tokenizer), tie_word_embeddings=False), tokenizer
 
 
+def _qwen3(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    return Qwen3Config(**text_settings(tokenizer), head_dim=HIDDEN // 4), tokenizer
+
+
 BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], tuple[Any, Any]]] = {
     "qwen2_vl": _qwen2_vl,
     "llava": _llava,
     "pixtral": _pixtral,
     "mllama": _mllama,
     "llama": _llama,
+    "qwen3": _qwen3,
 }
 
 TEMPLATES = {
@@ -181,4 +187,5 @@ TEMPLATES = {
     "pixtral": "pixtral",
     "mllama": "llama3.2_vision",
     "llama": "llama3.2",
+    "qwen3": "qwen2_vl",  # ChatML, as Qwen3's own where nothing is thought
 }

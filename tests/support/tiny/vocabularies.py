@@ -105,6 +105,7 @@ _VOCABULARIES = {
         pad="<|finetune_right_pad_id|>",
         adds_bos=True,
     ),
+    "qwen3": _Vocabulary(special=_QWEN, eos="<|im_end|>", pad="<|endoftext|>"),
     "llava_onevision": _Vocabulary(
         special=_QWEN,
         eos="<|im_end|>",

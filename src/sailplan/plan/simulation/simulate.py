@@ -49,7 +49,7 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
     if workload.images is not None:
         processor = batch.image_processor(config, workload.image_processor)
         vision = {
-            name: value if family_of(config).nested_images else _faked(fake, value)
+            name: value if family_of(config).pixels_by_row else _faked(fake, value)
             for name, value in batch.pixels(
                 workload.images, workload.micro_batch, config, processor
             ).items()
