@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,93 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-)
 
-from sailplan.data.collator import Collator
-from sailplan.data.conversations import Messages
-from sailplan.data.encode import Encoder
-from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
-from sailplan.model.families import Family, family_of
-from sailplan.model.packed_attention import attend_by_segment
-from sailplan.model.positions import Positions
+from tests.support.packed import Setting, png
 from tests.support.tiny import FAMILIES, MORE_FAMILIES, TEXT_FAMILIES
 
 UNPACKED = ("mllama", "gemma3", "molmo2")
 PACKED = sorted({*FAMILIES, *MORE_FAMILIES, *TEXT_FAMILIES} - {*UNPACKED})
 
-FORMAT = Messages(image_columns=("images",))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A tiny model that attends by segment, and what makes its batches."""
-
-    model: Any
-    family: Family
-    encoder: Encoder
-
-    def collate(self, *, packs: bool, dummy: bool = False, **options: Any) -> Collator:
-        positions = Positions(self.model.config) if packs else None
-        opener = ImageOpener(root=None)
-        return Collator(
-            self.encoder.processor,
-            self.family,
-            FORMAT,
-            opener,
-            positions=positions,
-            dummy_image=dummy,
-            **options,
-        )
-
-    def row(self, answer: str, *sizes: tuple[int, int], seed: int = 0) -> dict[str, Any]:
-        sizes = sizes if self.family.is_vision else ()
-        images = [{"path": None, "bytes": _png(size, seed + i)} for i, size in enumerate(sizes)]
-        parts = [*({"type": "image"} for _ in sizes), {"type": "text", "text": "What is it?"}]
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        raw = {"messages": [{"role": "user", "content": parts}, said], "images": images}
-        found = self.encoder.encode(FORMAT.sample(raw), sizes)
-        return {**raw, "input_ids": found.input_ids, "labels": found.labels}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Two images, none, one: of unequal length."""
-        return [
-            self.row("A red square beside a green triangle.", (84, 60), (40, 90)),
-            self.row("Nothing to be seen."),
-            self.row("A line.", (120, 50), seed=7),
-        ]
-
-
-def _png(size: tuple[int, int], seed: int) -> bytes:
-    shape = (size[1], size[0], 3)
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
 
 @pytest.fixture(scope="module")
 def setting(tiny_model: Callable[[str], Path]) -> Callable[[str], Setting]:
-    def load(name: str) -> Setting:
-        folder = tiny_model(name)
-        family = family_of(AutoConfig.from_pretrained(folder))
-        processor: Any = AutoProcessor if family.is_vision else AutoTokenizer
-        auto = AutoModelForImageTextToText if family.is_vision else AutoModelForCausalLM
-        model = auto.from_pretrained(folder, dtype=torch.float32)
-        attend_by_segment(model)
-        return Setting(
-            model=model,
-            family=family,
-            encoder=Encoder(processor.from_pretrained(folder), family),
-        )
-
-    return load
+    return lambda name: Setting.load(tiny_model(name))
 
 
 def _gradients(setting: Setting, batches: Sequence[dict[str, Any]]) -> tuple[float, dict[str, Any]]:
@@ -166,7 +90,7 @@ def _other(subject: Setting, row: dict[str, Any]) -> dict[str, Any]:
     images = []
     for image in row["images"]:
         size = Image.open(io.BytesIO(image["bytes"])).size
-        images.append({"path": None, "bytes": _png(size, 99)})
+        images.append({"path": None, "bytes": png(size, 99)})
     return {**row, "input_ids": ids, "images": images}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_images_have_the_positions_that_the_model_gives_each_sample(
         if len(of_sample):
             deep, _ = model.get_rope_index(types, mm_token_type_ids=types, image_grid_thw=of_sample)
         own.append(torch.cat([plain, deep]))
-    types = torch.tensor([[*chain(*samples)]])
+    types = torch.tensor([[kind for sample in samples for kind in sample]])
 
     found = Positions(model.config).of([len(s) for s in samples], counts, types, types, grids)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -26,7 +25,8 @@ def packed(rows: Any, *, deep: bool = False) -> dict[str, torch.Tensor]:
     positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
     if deep:  # text first, then three dimensions in which an image's positions are alike
         positions = torch.cat([positions[None], torch.zeros(3, *positions.shape, dtype=torch.long)])
-    return {"labels": torch.tensor([[*chain(*rows)]]), "position_ids": positions}
+    labels = torch.tensor([[label for row in rows for label in row]])
+    return {"labels": labels, "position_ids": positions}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from typing import Any, Literal
 Loss = Literal["chunked", "full", "full_shifted", "full_kept", "liger"]
 """How the head's loss is computed.
 
-`chunked` is TRL's fused head, at the positions that have a label; `full` transformers' own on all logits, in float32; `full_shifted`
-the one of transformers before 4.45, with a shifted copy; `full_kept` is `full` with the logits
-alive during backward; `liger` is Liger's fused linear cross entropy.
+`chunked` is TRL's fused head, at the positions that have a label; `full` transformers' own on all
+logits, in float32; `full_shifted` the one of transformers before 4.45, with a shifted copy;
+`full_kept` is `full` with the logits alive during backward; `liger` is Liger's fused linear cross
+entropy.
 """
 
 
