@@ -73,19 +73,3 @@ def deal_steps(work: NDArray[np.float64], groups: int) -> NDArray[np.int64]:
         group_of[steps, sample] = lightest
         load[steps, lightest] += work[steps, sample]
     return group_of
-
-
-def row_tokens(
-    lengths: NDArray[np.int64], work: NDArray[np.float64], groups: int
-) -> NDArray[np.int64]:
-    """Returns the tokens of each group of each step, `[steps, groups]`.
-
-    Args:
-        lengths: Tokens of each sample, `[steps, samples]`.
-        work: What they cost, as dealt by.
-        groups: How many each step is dealt into.
-    """
-    group_of = deal_steps(work, groups)
-    tokens = np.zeros((len(work), groups), dtype=np.int64)
-    np.add.at(tokens, (np.arange(len(work))[:, None], group_of), lengths)
-    return tokens
