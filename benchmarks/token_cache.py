@@ -65,7 +65,9 @@ def main() -> int:
     for name in ("TRL collator", "of it images", "of it text", "build", "read"):
         ms = found[f"{name} ms"]
         print(f"{LABELS[name]:44}{ms:9.3f}{1e3 / ms:9.0f}")
-    print(f"build: {found['build_s']:.1f} s, {found['build_cpu_s']:.1f} s of CPU")
+    rate = options.rows / found["build_cpu_s"]
+    print(f"build: {found['build_s']:.1f} s, {found['build_cpu_s']:.1f} s of CPU", end=", ")
+    print(f"{rate:.0f} rows/CPU s")
     print(f"start from the cache: {found['start_s'] * 1e3:.0f} ms")
     print(f"on disk: {found['bytes_per_token']:.2f} bytes a token")
     print(f"text at every step takes {found['text_to_read']:.0f} times as long as reading it")

@@ -33,7 +33,8 @@ def page(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     run = folder / "run.yaml"
     run.write_text(
         f"model_name_or_path: {tiny_model('qwen2_vl')}\ndataset_name: {data}/rows.json\n"
-        f"max_length: 400\nper_device_train_batch_size: 4\noutput_dir: {folder}/out\n"
+        "max_length: 400\nbatching: pad\nper_device_train_batch_size: 4\n"
+        f"output_dir: {folder}/out\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")

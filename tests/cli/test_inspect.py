@@ -31,12 +31,13 @@ def run_file(tmp_path: Path, tiny_model: Callable[[str], Path]) -> Path:
     return path
 
 
-def test_sample_is_printed_by_what_its_tokens_are_for(run_file: Path) -> None:
+@pytest.mark.parametrize("batching", ["pack", "pad"])
+def test_sample_is_printed_by_what_its_tokens_are_for(run_file: Path, batching: str) -> None:
     rows = clean_rows(run_file.parent, 2)
     rows[1]["messages"][1]["content"] = "A red thing, and a good deal more of it."
     write_rows(run_file.parent, rows)
 
-    code, out, err = sailplan("inspect", str(run_file), "--samples", "2")
+    code, out, err = sailplan("inspect", str(run_file), "--samples", "2", "--batching", batching)
 
     assert code == 0, err
     assert "image clean-0.png, 84×56" in out
@@ -44,9 +45,10 @@ def test_sample_is_printed_by_what_its_tokens_are_for(run_file: Path) -> None:
         r"  image \| <\|vision_start\|><\|image_pad\|>×6 <\|vision_end\|>\n"
         r" context \| What is number 0\?<\|im_end\|>⏎<\|im_start\|>assistant⏎\n"
         r" trained \| A red thing, 0\.<\|im_end\|>\n"
-        r" context \| ⏎\n padding \| <padding ×\d+>\n",
+        r" context \| ⏎\n" + r" padding \| <padding ×\d+>\n" * (batching == "pad"),
         out,
     )
+    assert ("<padding" in out) is (batching == "pad")
     assert out.rstrip().endswith("nothing to find fault with")
     assert not (run_file.parent / "out").exists()
 

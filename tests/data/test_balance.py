@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sailplan.data.balance import Work, deal, deal_steps, row_tokens
+from sailplan.data.balance import Work, deal, deal_steps
 
 
 def drawn(count: int, seed: int = 0) -> np.ndarray:
@@ -59,8 +59,3 @@ def test_steps_dealt_together_are_dealt_as_alone() -> None:
     together = deal_steps(steps, 3)
     alone = [deal_steps(step[None], 3)[0] for step in steps]
     assert (together == np.stack(alone)).all()
-
-
-def test_tokens_of_rows_are_those_of_their_samples() -> None:
-    lengths = np.array([[5, 3, 2, 4], [1, 1, 1, 9]])
-    assert np.sort(row_tokens(lengths, lengths.astype(float), 2)).tolist() == [[7, 7], [3, 9]]

@@ -1,67 +1,132 @@
-"""The cost of padding, and of packing, against batches and sequences that are really made."""
+"""What fills micro batches, against batches that are really made."""
 
 from __future__ import annotations
 
-import itertools
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sailplan.inspect.padding import best_fit, padding_of
+from sailplan.data.balance import Work
+from sailplan.data.sampler import Samples, StepSampler
+from sailplan.errors import RunFileError
+from sailplan.inspect.inspection import Inspection
+from sailplan.inspect.padding import Padding, Settings, padding_of
+from tests.support.rows import chat_rows
+
+WORK = Work(attention=1 / 768)
 
 
-def lengths_of(count: int, most: int = 90) -> np.ndarray:
+def samples_of(count: int, most: int = 90) -> Samples:
     chance = random.Random(count)
-    return np.array([chance.randrange(1, most) for _ in range(count)])
+    lengths = np.array([chance.randrange(1, most) for _ in range(count)])
+    return Samples(lengths=lengths, image_tokens=np.zeros_like(lengths), work=WORK)
 
 
-@pytest.mark.parametrize("multiple", [None, 8])
-def test_padding_of_rows_in_order_is_what_batches_have(multiple: int | None) -> None:
-    lengths = lengths_of(23)
-    cost = 0
-    for start in range(0, 23, 4):
-        batch = lengths[start : start + 4]
-        width = -(-max(batch) // (multiple or 1)) * (multiple or 1)
-        cost += sum(width - length for length in batch)
-
-    found = padding_of(lengths, micro_batch_size=4, order="sequential", multiple=multiple)
-
-    assert found.padding_tokens == cost
-    assert found.share == pytest.approx(cost / (cost + lengths.sum()))
+def found(samples: Samples, **changes: Any) -> Padding:
+    plain = {"packs": False, "why": "", "micro_batch_size": 4, "step_samples": 16}
+    return padding_of(samples, Settings(**{**plain, **changes}))
 
 
-def test_rows_grouped_by_length_have_less_padding_and_single_ones_none() -> None:
-    lengths = lengths_of(2000)
-    costs = [
-        padding_of(lengths, micro_batch_size=8, order=order).padding_tokens
-        for order in ("random", "group_by_length")
-    ]
-    assert costs[1] < costs[0] / 2
-    assert padding_of(lengths, micro_batch_size=1).share == 0
+def dealt(samples: Samples, *, packs: bool, epoch: int = 0) -> list[list[int]]:
+    """The micro batches of an epoch."""
+    return list(
+        StepSampler(
+            samples,
+            packs=packs,
+            step_samples=16,
+            ranks=1,
+            accumulation=4,
+            rank=0,
+            seed=0,
+            step=lambda: epoch * 10**6,
+            drop_last=False,
+        )
+    )
 
 
-def fit_one_by_one(lengths: np.ndarray, capacity: int) -> int:
-    rooms: list[int] = []
-    for length in sorted(lengths.tolist(), reverse=True):
-        fitting = [room for room in rooms if room >= length]
-        if fitting:
-            rooms.remove(min(fitting))
-            rooms.append(min(fitting) - length)
-        else:
-            rooms.append(capacity - length)
-    return len(rooms)
+def test_packed_rows_have_no_padding_and_the_largest_is_the_samplers() -> None:
+    samples = samples_of(200)
+    packed = found(samples, packs=True)
+    tokens = [int(samples.lengths[row].sum()) for row in dealt(samples, packs=True)]
+    assert packed.share == packed.padding_tokens == 0
+    assert packed.largest_tokens == max(tokens)
+    assert packed.sample_tokens == samples.lengths.sum()
+    assert packed.imbalance is not None
+    assert packed.imbalance < 0.1
+    assert packed.random_share > 0.3
+    assert f"packed rows of up to {max(tokens)} tokens; " in packed.words
 
 
-@pytest.mark.parametrize(("count", "capacity"), itertools.product([1, 7, 60, 400], [90, 128, 1000]))
-def test_packing_is_best_fit_decreasing(count: int, capacity: int) -> None:
-    lengths = lengths_of(count)
-    assert best_fit(lengths, capacity) == fit_one_by_one(lengths, capacity)
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_padded_micro_batches_have_the_padding_of_those_that_are_made(multiple: int) -> None:
+    samples = samples_of(80)  # five whole steps
+    up = -(-samples.lengths // multiple) * multiple
+    rounded = Samples(lengths=up, image_tokens=samples.image_tokens, work=WORK)
+    sizes = [len(batch) * int(up[batch].max()) for batch in dealt(rounded, packs=False)]
+    padded = found(samples, multiple=multiple)
+    assert padded.share == pytest.approx(1 - samples.lengths.sum() / sum(sizes))
+    assert padded.largest_tokens == max(sizes)
+    assert padded.share < padded.random_share
 
 
-def test_packed_sequences_are_as_long_as_the_limit_or_the_longest_batch() -> None:
-    lengths = lengths_of(400)
-    assert padding_of(lengths, micro_batch_size=4, limit=300).packed_length_tokens == 300
-    found = padding_of(lengths, micro_batch_size=4)
-    assert found.packed_length_tokens == lengths.max() * 4
-    assert 0.9 < found.packed_fill <= 1
+def test_order_that_transformers_rebalances_is_dealt_as_the_usual_one() -> None:
+    samples = samples_of(200)
+    assert found(samples, order="batch_rebalance") == found(samples, order="random")
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_rows_grouped_by_length_are_not_dealt(packs: bool) -> None:
+    samples = samples_of(2000)
+    grouped = found(samples, packs=packs, order="group_by_length", dealt=False)
+    assert grouped.imbalance is None
+    assert grouped.share == 0 if packs else 0 < grouped.share < grouped.random_share / 2
+    assert "heaviest" not in grouped.words
+
+
+def test_one_sample_at_a_time_has_no_padding() -> None:
+    single = found(samples_of(50), micro_batch_size=1, step_samples=1)
+    assert single.share == single.random_share == 0
+    assert single.imbalance is None
+
+
+def test_packed_row_is_filled_up_to_its_multiple() -> None:
+    packed = found(samples_of(200), packs=True, multiple=64)
+    assert packed.largest_tokens % 64 == 0
+    assert 0 < packed.share < 0.2
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "packs", "why"),
+    [
+        ("qwen2_vl", (), True, "batching: pack; each optimizer step has the samples"),
+        ("qwen2_vl", ("--batching", "pad"), False, "batching: pad (batching: pad)"),
+        ("gemma3", (), False, "gemma3 cannot be packed: its image tokens attend to each other"),
+    ],
+)
+def test_inspection_says_how_micro_batches_are_made_and_why(
+    tmp_path: Path,
+    inspect: Callable[..., Inspection],
+    family: str,
+    flags: tuple[str, ...],
+    packs: bool,
+    why: str,
+) -> None:
+    data = chat_rows(tmp_path / "data", 12)
+    asked = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3")
+    padding = inspect(data, *asked, *flags, family=family).padding
+    assert padding is not None
+    assert (padding.packs, padding.step_samples) == (packs, 6)
+    assert why in padding.why
+    assert (padding.share == 0) is packs
+
+
+def test_packing_that_the_model_cannot_do_is_an_error(
+    tmp_path: Path, inspect: Callable[..., Inspection]
+) -> None:
+    data = chat_rows(tmp_path / "data", 4)
+    with pytest.raises(RunFileError, match="attend to each other in both directions"):
+        inspect(data, "--batching", "pack", family="gemma3")

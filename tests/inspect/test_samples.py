@@ -32,7 +32,7 @@ def test_tokens_are_those_of_the_batches_that_train(
     run = Run.from_flags(
         [
             *("--model_name_or_path", str(tiny_model(family)), "--dataset_name", str(data)),
-            *("--per_device_train_batch_size", "2"),
+            *("--per_device_train_batch_size", "2", "--batching", "pad"),
         ]
     )
     rows, processor = load_rows(run), load_processor(run)

@@ -80,7 +80,7 @@ def rows(count: int | None = 4096, *lengths: int) -> DataFacts:
     """Facts of text rows."""
     return DataFacts(
         rows=count,
-        lengths=tuple(sorted(lengths)) or (2048,),
+        lengths=lengths or (2048,),
         trained_share=0.5,
         images_per_row=0,
         image_height=0,

@@ -47,6 +47,7 @@ def test_arguments_leave_the_data_to_sailplan_and_say_what_is_not_done(tmp_path:
     assert (args.packing, args.max_length, args.assistant_only_loss) == (False, None, False)
     assert args.dataset_kwargs == {"skip_prepare_dataset": True}
     assert any(note.startswith("eval_packing: does nothing") for note in notes)
+    assert not any(note.startswith("packing") for note in notes)
     assert any(note.startswith("shuffle_dataset: does nothing") for note in notes)
 
 

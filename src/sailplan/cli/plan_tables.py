@@ -93,6 +93,7 @@ def _facts(plan: Plan) -> Table:
         "global batch",
         f"{plan.global_batch} rows over {chosen.ranks} rank{'' if chosen.ranks == 1 else 's'}",
     )
+    table.add_row("micro batch", plan.batching)
     table.add_row("step", f"{duration(time.step_s)}, {duration(low)} to {duration(high)}")
     parts = [f"computing at {time.utilisation:.0%} of the peak"]
     if chosen.ranks > 1:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from sailplan.data.formats import Format
+from sailplan.data.image_inputs import ImageInputs
 from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
-from sailplan.data.pixels import Pixels
 from sailplan.model.families import Family, tokenizer_of
 from sailplan.model.positions import Positions
 
@@ -53,7 +53,7 @@ class Collator:
         dummy_image: bool = True,
         pad_to_multiple_of: int | None = None,
     ) -> None:
-        self._pixels = Pixels(processor, family, format, opener)
+        self._pixels = ImageInputs(processor, family, format, opener)
         self.positions = positions
         tokenizer = tokenizer_of(processor)
         self._pad_id = tokenizer.pad_token_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ _LOOK_EVERY_S = 0.2
 def one_process(path: Path, *, told: str = "") -> Iterator[None]:
     """Keeps other processes out that name the same path, and waits for one that is in.
 
-    A process that was killed lets the next one in. Where the file system of the path has no locks,
-    as some network file systems have none, those of this machine alone keep each other out.
+    A process that was killed lets the next one in. Where there can be no lock beside the path, as
+    on some network file systems, a user's processes on this machine alone keep each other out.
 
     Args:
         path: What the work is on; the lock lies beside it.
@@ -32,7 +33,7 @@ def one_process(path: Path, *, told: str = "") -> Iterator[None]:
     try:
         lock = _acquired(Path(f"{path}.lock"), told)
     except (NotImplementedError, OSError):
-        lock = _acquired(Path(tempfile.gettempdir()) / f"{path.name}.lock", told)
+        lock = _acquired(Path(tempfile.gettempdir()) / f"{path.name}.{os.getuid()}.lock", told)
     try:
         yield
     finally:

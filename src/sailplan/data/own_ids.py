@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from sailplan.data.encode import Encoder
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
 from sailplan.data.sources import Rows
-from sailplan.data.streaming import Stream
+from sailplan.data.streaming import EncodedStream, Stream
+from sailplan.data.token_rows import column
 from sailplan.model.families import tokenizer_of
 
 _CHECKED_SAMPLES = 3
-_SEARCHED_SAMPLES = 4096
+_SEARCHED_SAMPLES, _STREAMED_SAMPLES = 4096, 64
 
 
 def difference(
@@ -96,20 +98,21 @@ def check_samples(rows: Any) -> list[Mapping[str, Any]]:
     """Returns the shortest samples with several images, with none and with one, of the first ones.
 
     Args:
-        rows: Encoded rows; of a stream none are read ahead.
+        rows: Encoded rows, or a stream of them.
     """
-    names = getattr(rows, "column_names", None) or ()
-    if "length" not in names:
-        return []
-    searched = rows.select(range(min(len(rows), _SEARCHED_SAMPLES)))
-    read = [name for name in ("length", "num_images") if name in names]
-    columns = searched.with_format("numpy", columns=read)[:]
-    lengths = columns["length"]
-    images = np.minimum(columns.get("num_images", np.zeros_like(lengths)), 2)
+    if isinstance(rows, EncodedStream):
+        read = list(islice(rows, _STREAMED_SAMPLES))
+        lengths = np.array([len(row["input_ids"]) for row in read])
+        counts = np.array([row.get("num_images", 0) for row in read])
+    else:
+        read = rows
+        lengths = column(rows, "length")[:_SEARCHED_SAMPLES]
+        counts = column(rows, "num_images")[:_SEARCHED_SAMPLES]
+    images = np.minimum(counts, 2)
     order = np.argsort(lengths, kind="stable")
     firsts = [order[images[order] == kind][:1] for kind in (2, 0, 1)]
     chosen = list(dict.fromkeys([*np.concatenate(firsts).tolist(), *order.tolist()]))
-    return [rows[index] for index in chosen[:_CHECKED_SAMPLES]]
+    return [read[index] for index in chosen[:_CHECKED_SAMPLES]]
 
 
 def _endings(tokenizer: Any) -> list[list[int]]:

@@ -94,11 +94,7 @@ def prepare(
             fails=run.get("over_length") == "fail",
         )
         train: Any = EncodedStream(
-            rows.train,
-            one,
-            rank=state.process_index,
-            world_size=state.num_processes,
-            batch_size=run.get("per_device_train_batch_size"),
+            rows.train, one, rank=state.process_index, world_size=state.num_processes
         )
         return Prepared(train=train, eval=splits.get("eval"), notes=(*notes, _STREAMED))
     return Prepared(train=splits["train"], eval=splits.get("eval"), notes=tuple(notes))

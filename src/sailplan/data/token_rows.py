@@ -18,6 +18,7 @@ from datasets.formatting import _register_formatter
 from datasets.formatting.formatting import Formatter
 from numpy.typing import NDArray
 
+from sailplan.data.counts import READING
 from sailplan.data.encode_row import RowEncoder
 from sailplan.data.labels import UNTRAINED
 from sailplan.data.mixture import Entry, place
@@ -166,22 +167,30 @@ class _Arrays(Formatter[Any, Any, Any]):
         self.images = images
 
     def format_row(self, pa_table: pa.Table) -> dict[str, Any]:
-        row = {name: values[0] for name, values in self._columns(pa_table).items()}
+        with READING:
+            return self._row(pa_table)
+
+    def format_batch(self, pa_table: pa.Table) -> dict[str, list[Any]]:
+        with READING:
+            return self._batch(pa_table)
+
+    def format_column(self, pa_table: pa.Table) -> list[Any]:
+        return next(iter(self._columns(pa_table).values()))
+
+    def _row(self, table: pa.Table) -> dict[str, Any]:
+        row = {name: values[0] for name, values in self._columns(table).items()}
         if self.images is None or "input_ids" not in row or "row" not in row:
             return row
         number = row["row"]
         return {**row, "place": self.images.place(number), **self.images.raw[number]}
 
-    def format_batch(self, pa_table: pa.Table) -> dict[str, list[Any]]:
-        rows = self._columns(pa_table)
+    def _batch(self, table: pa.Table) -> dict[str, list[Any]]:
+        rows = self._columns(table)
         if self.images is None or "input_ids" not in rows or "row" not in rows:
             return rows
         numbers = rows["row"]
         places = [self.images.place(number) for number in numbers]
         return {**rows, "place": places, **self.images.raw[numbers]}
-
-    def format_column(self, pa_table: pa.Table) -> list[Any]:
-        return next(iter(self._columns(pa_table).values()))
 
     def _columns(self, table: pa.Table) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {}

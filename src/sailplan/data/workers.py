@@ -13,6 +13,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+import torch
+
 from sailplan.errors import DataError
 
 T = TypeVar("T")
@@ -86,8 +88,6 @@ _given: Callable[[range], Any]
 
 
 def _begin(work: Callable[[range], Any], parent: int) -> None:
-    import torch
-
     global _given
     torch.set_num_threads(1)  # the parent's threads are not there after a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this

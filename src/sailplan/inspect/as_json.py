@@ -24,8 +24,8 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "padding": padding
         and {
             **dataclasses.asdict(padding),
-            "share": padding.share,
-            "packed_fill": padding.packed_fill,
+            "padding_tokens": padding.padding_tokens,
+            "words": padding.words,
         },
         "findings": [
             {**dataclasses.asdict(finding), "meaning": finding.meaning}

@@ -22,11 +22,12 @@ from sailplan.data.mixture import place as place_of
 from sailplan.data.prepare import what_is_trained
 from sailplan.data.sources import Rows, load_rows
 from sailplan.data.streaming import Stream
+from sailplan.inspect.batching import batching_of, padding
 from sailplan.inspect.findings import Finding, Problem, Tally
 from sailplan.inspect.histogram import Summary, summary
 from sailplan.inspect.judge import judge_lengths, judge_text_only
 from sailplan.inspect.overlap import find_duplicates, find_leaks
-from sailplan.inspect.padding import Padding, padding_of
+from sailplan.inspect.padding import Padding
 from sailplan.inspect.rows import RowReader
 from sailplan.inspect.samples import Shown, pick, show
 from sailplan.inspect.survey import Split, Survey, survey
@@ -121,6 +122,7 @@ def inspect_run(
     opener = image_opener(run, rows)
     notes = [*run.differences(), *complete_template(processor, chat=is_chat(format, rows))]
     family = grown(family_of(load_config(run)), added_ids)
+    settings = batching_of(run, family)
     encoder = Encoder.of(run, processor, family)
 
     tally = Tally()
@@ -153,16 +155,16 @@ def inspect_run(
         format,
         opener,
         dummy_image=run.launch.strategy in SHARDED,
-        pad_to_multiple_of=_multiple(run),
+        pad_to_multiple_of=None if settings.packs else settings.multiple,
     )
-    micro = _micro_batch_size(run)
     kept = _kept(train, encoder.max_length)
     shown = show(
         train.split,
         pick(kept.tolist(), num_samples),
         encode,
         collator,
-        micro_batch_size=micro,
+        # Packed, a sample has nothing to do with those of the same row.
+        micro_batch_size=1 if settings.packs else settings.micro_batch_size,
         tally=tally,
     )
     return Inspection(
@@ -172,7 +174,14 @@ def inspect_run(
         limit_tokens=encoder.max_length,
         notes=(*notes, *([what_is_trained(train.methods, encoder)] if train.methods else [])),
         splits=tuple(_facts(found) for found in surveys),
-        padding=_padding(run, train, kept, micro),
+        padding=padding(
+            run,
+            settings,
+            processor,
+            family,
+            lengths=train.length_tokens[kept],
+            image_tokens=train.image_tokens[kept],
+        ),
         findings=tally.findings(place),
         samples=tuple(shown),
         seconds=seconds,
@@ -184,8 +193,7 @@ def _splits(rows: Rows, max_rows: int | None, tally: Tally) -> list[Split]:
     raw, numbers = rows.train, rows.numbers["train"]
     if isinstance(raw, Stream):
         count = max_rows or STREAM_ROWS
-        held_out = raw.held_out
-        first = list(islice(((n, r) for n, r in raw.numbered() if n not in held_out), count))
+        first = list(islice(raw.numbered(), count))
         numbers = [number for number, _ in first]
         message = f"{len(first)} rows were looked at"
         tally.add("train", None, Problem(name="streamed", message=message))
@@ -210,31 +218,6 @@ def _kept(found: Survey, limit: int | None) -> NDArray[np.int64]:
     lengths = found.length_tokens[found.whole]
     fitting = found.whole[lengths <= (limit or np.inf)]
     return fitting if len(fitting) else found.whole
-
-
-def _micro_batch_size(run: Run) -> int:
-    written = run.get("per_device_train_batch_size")
-    return written if isinstance(written, int) else 1
-
-
-def _multiple(run: Run) -> int | None:
-    """Returns what batches are padded to a multiple of; `auto` pads on no GPU."""
-    written = run.get("pad_to_multiple_of")
-    return written if isinstance(written, int) else None
-
-
-def _padding(run: Run, train: Survey, kept: NDArray[np.int64], micro: int) -> Padding | None:
-    lengths = train.length_tokens[kept]
-    if not len(lengths):
-        return None
-    return padding_of(
-        lengths,
-        micro_batch_size=micro,
-        order=run.get("train_sampling_strategy") or "random",
-        limit=run.get("max_length"),
-        multiple=_multiple(run),
-        seed=run.get("seed"),
-    )
 
 
 def _facts(found: Survey) -> SplitFacts:

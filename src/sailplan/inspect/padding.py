@@ -1,16 +1,18 @@
-"""What padding costs at a run's micro batch, and what packing would save of it."""
+"""What fills the micro batches of a run: its samples, as training deals them, and padding."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_EPOCHS = 5
-"""Orders that are drawn: the share of padding hardly differs between them."""
+from sailplan.data.extent import batch_words, epochs_of, extent_of
+from sailplan.data.sampler import Samples, StepSampler
+
+_ORDERS = 5
+"""Random orders that are drawn: the share of padding hardly differs between them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,128 +20,152 @@ class Padding:
     """The tokens of an epoch: those of samples, and those that only fill up."""
 
     micro_batch_size: int
-    """Samples that are padded to the longest of them."""
-    order: str
-    """How samples are drawn: `random`, `sequential` or `group_by_length`."""
+    """Samples of a micro batch, on average."""
+    step_samples: int
+    """Samples of an optimizer step over all ranks."""
+    packs: bool
+    """Whether the samples of a micro batch share a row."""
+    why: str
+    """Why they do or do not, as training says it."""
     sample_tokens: int
     """Of all samples of an epoch."""
-    padding_tokens: int
-    """Of an epoch at this micro batch, the mean of several orders where it is random."""
-    packed_length_tokens: int
-    """The length of a packed sequence: `max_length`, else the tokens of the longest micro batch."""
-    packed_sequences: int
-    """Into how many of that length all samples fit, by best fit decreasing."""
+    share: float
+    """Of the tokens in micro batches as training makes them, what is padding."""
+    random_share: float
+    """The same of random micro batches, each padded to its longest sample."""
+    largest_samples: int
+    """Of the largest micro batch of the run."""
+    largest_tokens: int
+    """Of the same, padding among them."""
+    imbalance: float | None
+    """By how much the heaviest micro batch of a step is above the mean one, on average; None where
+    samples are not dealt by their work, or a step has one micro batch alone."""
 
     @property
-    def share(self) -> float:
-        """The part of the tokens in batches that is padding, all of which packing would save."""
-        total = self.sample_tokens + self.padding_tokens
-        return self.padding_tokens / total if total else 0.0
+    def padding_tokens(self) -> int:
+        """Of an epoch."""
+        return round(self.sample_tokens * self.share / (1 - self.share))
 
     @property
-    def packed_fill(self) -> float:
-        """How full packed sequences are: what is missing is left out, and costs no computing."""
-        return self.sample_tokens / (self.packed_sequences * self.packed_length_tokens)
+    def words(self) -> str:
+        """The micro batches in a clause."""
+        made = batch_words(self.largest_samples, self.largest_tokens, packs=self.packs)
+        if self.imbalance is None:
+            return made
+        return (
+            f"{made}; of the micro batches of a step, the heaviest is {self.imbalance:.0%} "
+            "above the mean"
+        )
 
 
-def padding_of(
-    lengths: NDArray[np.int64],
-    *,
-    micro_batch_size: int,
-    order: str = "random",
-    limit: int | None = None,
-    multiple: int | None = None,
-    seed: int = 0,
-) -> Padding:
-    """Counts the padding of an epoch by dealing out batches as the trainer does.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What of a run decides on its micro batches."""
+
+    packs: bool
+    why: str
+    micro_batch_size: int
+    step_samples: int
+    order: str = "random"
+    """`train_sampling_strategy`."""
+    dealt: bool = True
+    """Whether the samples of a step are dealt by their work."""
+    multiple: int = 1
+    """What rows are filled up to a multiple of, in tokens."""
+    seed: int = 0
+    epochs: float = 1.0
+    max_steps: int = -1
+    drop_last: bool = False
+
+
+def padding_of(samples: Samples, settings: Settings) -> Padding:
+    """Counts what fills micro batches, by dealing them as the trainer does.
 
     Args:
-        lengths: The tokens of each sample, `[samples]`.
-        micro_batch_size: Samples of a micro batch.
-        order: The run's `train_sampling_strategy`.
-        limit: Most tokens of a sample; also the length of a packed sequence.
-        multiple: Batches are padded to a multiple of this many tokens.
-        seed: Of the orders that are drawn.
+        samples: The samples; one at least.
+        settings: How they are dealt.
     """
-    padding = [
-        _padded(lengths[chosen], micro_batch_size, multiple or 1) - int(lengths.sum())
-        for chosen in _orders(lengths, micro_batch_size, order, seed)
-    ]
-    longest = int(lengths.max(initial=1))
-    capacity = max(limit or 0, longest) if limit else longest * micro_batch_size
-    capacity = min(capacity, max(longest, int(lengths.sum())))
+    size, lengths = settings.micro_batch_size, samples.lengths
+    chance = np.random.default_rng(settings.seed)
+    orders = [chance.permutation(len(lengths)) for _ in range(_ORDERS)]
+    tokens = int(lengths.sum())
+    padded = float(np.mean([_padded(lengths[order], size, settings) for order in orders]))
+    dealt = _dealt(samples, settings) if settings.dealt else _drawn(samples, settings, orders[0])
+    largest_samples, largest_tokens, share, imbalance = dealt
     return Padding(
-        micro_batch_size=micro_batch_size,
-        order=order,
-        sample_tokens=int(lengths.sum()),
-        padding_tokens=round(float(np.mean(padding))),
-        packed_length_tokens=capacity,
-        packed_sequences=best_fit(lengths, capacity),
+        micro_batch_size=size,
+        step_samples=settings.step_samples,
+        packs=settings.packs,
+        why=settings.why,
+        sample_tokens=tokens,
+        share=share,
+        random_share=1 - tokens / padded,
+        largest_samples=largest_samples,
+        largest_tokens=_up(largest_tokens, settings) if settings.packs else largest_tokens,
+        imbalance=imbalance,
     )
 
 
-def best_fit(lengths: NDArray[np.int64], capacity: int) -> int:
-    """Returns how many sequences of `capacity` tokens hold all samples, by best fit decreasing.
-
-    Each sample goes where it leaves the least room. Samples of one length are dealt out together,
-    so that a million rows take a moment.
-    """
-    room: Counter[int] = Counter()
-    sorted_rooms: list[int] = []
-    opened = 0
-    values, counts = np.unique(lengths[lengths > 0], return_counts=True)
-    for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        left = count
-        while left:
-            at = bisect_left(sorted_rooms, length)
-            if at == len(sorted_rooms):
-                # New ones take as many of this length as they can.
-                each = capacity // length
-                full, rest = divmod(left, each)
-                opened += full + (rest > 0)
-                for free, number in (
-                    (capacity - each * length, full),
-                    (capacity - rest * length, rest > 0),
-                ):
-                    if number and free:
-                        _add(room, sorted_rooms, free, int(number))
-                break
-            free = sorted_rooms[at]
-            taken = min(left, room[free])
-            room[free] -= taken
-            if not room[free]:
-                del sorted_rooms[at]
-            if free > length:
-                _add(room, sorted_rooms, free - length, taken)
-            left -= taken
-    return opened
+def _dealt(samples: Samples, settings: Settings) -> tuple[int, int, float, float | None]:
+    """Returns samples and tokens of the largest, the share of padding, and the imbalance."""
+    groups = max(1, settings.step_samples // settings.micro_batch_size)
+    lengths = samples.lengths
+    if not settings.packs:  # the longest is filled up, and the others to it
+        lengths = _up(lengths, settings)
+    sampler = StepSampler(
+        Samples(lengths=lengths, image_tokens=samples.image_tokens, work=samples.work),
+        packs=settings.packs,
+        step_samples=groups * settings.micro_batch_size,
+        ranks=1,
+        accumulation=groups,
+        rank=0,
+        seed=None if settings.order == "sequential" else settings.seed,
+        step=lambda: 0,
+        drop_last=settings.drop_last,
+    )
+    epochs = epochs_of(sampler, epochs=settings.epochs, max_steps=settings.max_steps)
+    found = extent_of(sampler, epochs)
+    share = 1 - (1 - found.padding) * float(samples.lengths.sum() / lengths.sum())
+    if settings.packs:  # a row ends anywhere within the multiple
+        rest = (settings.multiple - 1) / 2
+        share = rest / (found.mean_tokens + rest)
+    return len(found.members), found.tokens, share, found.imbalance if groups > 1 else None
 
 
-def _add(room: Counter[int], sorted_rooms: list[int], free: int, count: int) -> None:
-    if not room[free]:
-        insort(sorted_rooms, free)
-    room[free] += count
-
-
-def _orders(
-    lengths: NDArray[np.int64], micro_batch_size: int, order: str, seed: int
-) -> list[NDArray[np.int64]]:
-    if order == "sequential":
-        return [np.arange(len(lengths))]
-    if order == "group_by_length":
+def _drawn(
+    samples: Samples, settings: Settings, order: NDArray[np.int64]
+) -> tuple[int, int, float, None]:
+    """Returns the same where samples come together by chance, or as transformers groups them."""
+    size, lengths = settings.micro_batch_size, samples.lengths
+    if settings.order == "group_by_length":
         import torch
         from transformers.trainer_pt_utils import get_length_grouped_indices
 
-        chance = torch.Generator().manual_seed(seed)
-        grouped = get_length_grouped_indices(lengths.tolist(), micro_batch_size, generator=chance)
-        return [np.asarray(grouped)]
-    chance_of = np.random.default_rng(seed)
-    return [chance_of.permutation(len(lengths)) for _ in range(_EPOCHS)]
+        seed = torch.Generator().manual_seed(settings.seed)
+        order = np.asarray(get_length_grouped_indices(lengths.tolist(), size, generator=seed))
+    lengths = lengths[order]
+    starts = np.arange(0, len(lengths), size)
+    sums = np.add.reduceat(lengths, starts)
+    if settings.packs:
+        held, largest = _up(sums, settings), int(sums.argmax())
+    else:
+        held = _up(np.maximum.reduceat(lengths, starts), settings) * _sizes(starts, len(lengths))
+        largest = int(held.argmax())
+    count = int(_sizes(starts, len(lengths))[largest])
+    return count, int(held[largest]), 1 - float(sums.sum() / held.sum()), None
 
 
-def _padded(lengths: NDArray[np.int64], micro_batch_size: int, multiple: int) -> int:
+def _padded(lengths: NDArray[np.int64], size: int, settings: Settings) -> int:
     """Returns the tokens of all batches of samples in this order, padding included."""
-    starts = np.arange(0, len(lengths), micro_batch_size)
-    longest = -(-np.maximum.reduceat(lengths, starts) // multiple) * multiple
-    sizes = np.diff(np.append(starts, len(lengths)))
-    return int((longest * sizes).sum())
+    starts = np.arange(0, len(lengths), size)
+    longest = _up(np.maximum.reduceat(lengths, starts), settings)
+    return int((longest * _sizes(starts, len(lengths))).sum())
+
+
+def _sizes(starts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    return np.diff(np.append(starts, count))
+
+
+def _up(lengths: Any, settings: Settings) -> Any:
+    """Returns lengths filled up to the multiple."""
+    return -(-lengths // settings.multiple) * settings.multiple

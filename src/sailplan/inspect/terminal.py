@@ -143,15 +143,12 @@ def _print_padding(console: Console, inspection: Inspection) -> None:
     if padding is None:
         return
     console.print(
-        f"\npadding: {padding.share:.1%} of the tokens at micro batch {padding.micro_batch_size} "
-        f"({padding.order} order)",
+        f"\npadding: {padding.share:.1%} of the tokens; random micro batches of "
+        f"{padding.micro_batch_size} would have {padding.random_share:.1%}",
         style="bold",
     )
-    if padding.padding_tokens:
-        console.print(
-            f"packing would save all of it: {padding.packed_sequences:,} sequences of up to "
-            f"{padding.packed_length_tokens:,} tokens, {padding.packed_fill:.0%} full"
-        )
+    console.print(padding.words)
+    console.print(padding.why)
 
 
 def _print_findings(console: Console, findings: tuple[Finding, ...]) -> None:

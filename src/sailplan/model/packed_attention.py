@@ -33,15 +33,16 @@ def attend_by_segment(model: PreTrainedModel) -> None:
     """
     AttentionInterface.register(SEGMENTS, segment_attention)
     AttentionMaskInterface.register(SEGMENTS, segment_mask)
-    _set_language_attention(model, SEGMENTS)
+    set_language_attention(model, SEGMENTS)
 
 
 def attend_by_mask(model: PreTrainedModel) -> None:
     """Switches back to transformers' `sdpa`."""
-    _set_language_attention(model, "sdpa")
+    set_language_attention(model, "sdpa")
 
 
-def _set_language_attention(model: PreTrainedModel, implementation: str) -> None:
+def set_language_attention(model: PreTrainedModel, implementation: str) -> None:
+    """Switches the language model of a loaded model to a registered implementation."""
     config = model.config
     if config.get_text_config() is config:
         model.set_attn_implementation(implementation)

@@ -24,11 +24,13 @@ from sailplan.plan.choice.explain import explain
 from sailplan.plan.choice.weigh import Frugal, weigh
 from sailplan.plan.cost.around import disk_of, host_of, steps_of
 from sailplan.plan.cost.memory import shard
+from sailplan.plan.facts.batches import Batches
 from sailplan.plan.facts.data import DataFacts
 from sailplan.plan.facts.draft import Draft
 from sailplan.plan.facts.model import ModelFacts
 from sailplan.plan.record import Card, Plan, Tried
 from sailplan.plan.simulation.profiles import Profiles, Simulate, simulate_really
+from sailplan.plan.workload import Workload
 from sailplan.run.blocks import Strategy
 from sailplan.run.method import AUTO, METHODS, MICRO_BATCH, method_of, with_method
 
@@ -101,7 +103,7 @@ class Planner:
         workload = bench.workload(
             chosen.strategy, chosen.micro_batch, chosen.accumulation, chosen.checkpointing
         )
-        profile = frugal(workload)
+        profile, batch = frugal(workload), bench.batch(workload, chosen.micro_batch)
         sharding = sharding_of(chosen.strategy, chosen.ranks, self.card.gpus_per_node)
         steps = steps_of(self.run, self.data.rows, chosen)
         return Plan(
@@ -110,10 +112,13 @@ class Planner:
             tried=tried,
             parameters=profile.parameters,
             trained_parameters=profile.trained_parameters,
-            image_tokens=profile.image_tokens // chosen.micro_batch,
+            image_tokens=profile.image_tokens
+            // max(workload.num_images, 1)
+            * self.data.images_per_row,
             card=self.card,
             global_batch=wishes.global_batch,
             length_tokens=workload.length_tokens,
+            batching=batch.words,
             data=self.data,
             chosen=chosen,
             runners_up=choice.runners_up,
@@ -125,7 +130,7 @@ class Planner:
             host=host_of(self.run, profile, sharding),
             disk=disk_of(self.run, profile, workload, sharding, steps),
             price_per_hour=self.run.launch.price_per_hour,
-            notes=tuple(self._notes()),
+            notes=(*self._notes(), *(() if batch.packs or not batch.why else (batch.why,))),
             corrected_by=self.corrections.source,
             memory_factor=self.corrections.memory,
             time_factor=self.corrections.time,
@@ -189,10 +194,24 @@ class Planner:
         return "ddp" if self.run.get("use_peft") else "zero3"
 
     def _bench(self, wishes: Wishes) -> tuple[Bench, Frugal]:
-        draft = Draft(run=self.run, model=self.model, data=self.data, gpu=self.gpu)
-        frugal = Frugal(
-            profiles=Profiles(micro_batches=wishes.micro_batches, simulate=self.simulate)
+        batches = Batches(
+            run=self.run,
+            config=self.model.config,
+            data=self.data,
+            global_batch=wishes.global_batch,
+            weights=lambda: profiles.exact(one_sample()).weights_by_part,
         )
+        draft = Draft(run=self.run, model=self.model, data=self.data, gpu=self.gpu, batches=batches)
+        profiles = Profiles(
+            micro_batches=wishes.micro_batches, sized=draft.sized, simulate=self.simulate
+        )
+
+        def one_sample() -> Workload:
+            first = self._first()
+            strategy = first if first in wishes.strategies else wishes.strategies[0]
+            return draft.workload(strategy, 1, 1, wishes.checkpointing[0])
+
+        frugal = Frugal(profiles=profiles)
         bench = Bench(
             workload=draft.workload,
             profile=frugal,
@@ -201,7 +220,7 @@ class Planner:
             card_bytes=self.card.card_bytes,
             gpus_per_node=self.card.gpus_per_node,
             data=self.data,
-            grouped=self.run.get("train_sampling_strategy") == "group_by_length",
+            batch=lambda workload, micro: batches(micro, workload.attention),
             memory_factor=self.corrections.memory,
             time_factor=self.corrections.time,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sailplan.errors import ModelError
+from sailplan.plan.facts.batches import Batches
 from sailplan.plan.facts.data import DataFacts
 from sailplan.plan.facts.draft import Draft
 from sailplan.plan.facts.lengths import ASSUMED_TEXT_TOKENS, assumed_facts, data_facts
@@ -69,8 +70,9 @@ def _plan(
             image_width=width,
             sampled=0,
         )
-        draft = Draft(run=run, model=model, data=one, gpu=planner.gpu)
-        profiles = Profiles(micro_batches=(1,), simulate=simulate)
+        batches = Batches(run=run, config=model.config, data=one, global_batch=1, weights=dict)
+        draft = Draft(run=run, model=model, data=one, gpu=planner.gpu, batches=batches)
+        profiles = Profiles(micro_batches=(1,), sized=draft.sized, simulate=simulate)
         return profiles(draft.workload("single", 1, 1, True)).image_tokens
 
     planner = Planner(

@@ -74,6 +74,15 @@ class Profile:
         return sum(group.frozen_elements + group.trained_elements for group in self.groups)
 
     @property
+    def weights_by_part(self) -> dict[str, tuple[int, int]]:
+        """For each part of the model, the weights that do not train and those that do."""
+        found: dict[str, tuple[int, int]] = {}
+        for group in self.groups:
+            frozen, trained = found.get(group.part, (0, 0))
+            found[group.part] = frozen + group.frozen_elements, trained + group.trained_elements
+        return found
+
+    @property
     def trained_parameters(self) -> int:
         """The weights that train."""
         return sum(group.trained_elements for group in self.groups)

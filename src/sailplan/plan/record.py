@@ -60,11 +60,13 @@ class Plan:
     parameters: int
     trained_parameters: int
     image_tokens: int
-    """Of a row, as the model counts them."""
+    """Of a sample with the most images, as the model counts them."""
     card: Card
     global_batch: int
     length_tokens: int
-    """Of a row, that memory is planned for."""
+    """Of a row, that memory is planned for; of all samples that share it."""
+    batching: str
+    """How samples become micro batches, and how large the largest is, in a clause."""
     data: DataFacts
     chosen: Candidate
     """What `train` does; where nothing fits, what lacks least."""

@@ -11,9 +11,10 @@ from typing import Any, Literal
 Loss = Literal["chunked", "full", "full_shifted", "full_kept", "liger"]
 """How the head's loss is computed.
 
-`chunked` is TRL's fused head; `full` transformers' own on all logits, in float32; `full_shifted`
-the one of transformers before 4.45, with a shifted copy; `full_kept` is `full` with the logits
-alive during backward; `liger` is Liger's fused linear cross entropy.
+`chunked` is TRL's fused head, at the positions that have a label; `full` transformers' own on all
+logits, in float32; `full_shifted` the one of transformers before 4.45, with a shifted copy;
+`full_kept` is `full` with the logits alive during backward; `liger` is Liger's fused linear cross
+entropy.
 """
 
 
@@ -52,9 +53,11 @@ class Workload:
     config: Mapping[str, Any]
     """The model's config, as `config.json` has it."""
     micro_batch: int
-    """Rows."""
+    """Rows; one where samples share it."""
     length_tokens: int
     """Of each row, image tokens among them; padded."""
+    segments: tuple[int, ...] | None = None
+    """Tokens of each sample of the one row that they share; None where each has its own."""
     trained_share: float = 1.0
     """Of the tokens, those with a label."""
     images: Images | None = None
@@ -83,6 +86,36 @@ class Workload:
     def tokens(self) -> int:
         """Tokens of the micro batch, padding among them."""
         return self.micro_batch * self.length_tokens
+
+    @property
+    def num_images(self) -> int:
+        """Images of the micro batch."""
+        return self.micro_batch * self.images.per_row if self.images else 0
+
+    def sized_as(self, other: Workload) -> Workload:
+        """Returns the workload with the rows of another."""
+        return dataclasses.replace(
+            self,
+            micro_batch=other.micro_batch,
+            length_tokens=other.length_tokens,
+            segments=other.segments,
+            images=other.images,
+            padded=other.padded,
+        )
+
+    def repeated(self, times: int) -> Workload:
+        """Returns a workload of so many times the samples."""
+        if self.segments is None:
+            return dataclasses.replace(self, micro_batch=times * self.micro_batch, padded=True)
+        images = self.images
+        if images is not None:
+            images = dataclasses.replace(images, per_row=times * images.per_row)
+        return dataclasses.replace(
+            self,
+            length_tokens=times * self.length_tokens,
+            segments=times * self.segments,
+            images=images,
+        )
 
     def key(self) -> str:
         """Returns a text that differs where anything differs that the simulation sees."""

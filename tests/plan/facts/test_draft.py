@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from sailplan.plan.facts.batches import Batches
 from sailplan.plan.facts.draft import Draft
-from sailplan.plan.facts.model import model_facts
+from sailplan.plan.facts.model import ModelFacts, model_facts
+from sailplan.plan.make import Planner
 from sailplan.plan.store import only_kept
 from sailplan.plan.workload import Workload
 from sailplan.run.blocks import Strategy
@@ -20,9 +22,15 @@ QLORA = (*ADAPTER, "--load_in_4bit")
 def workload(
     folder: Path, *flags: str, strategy: Strategy = "ddp", gpu: str = "L4", on: bool = True
 ) -> Workload:
-    made = planner(folder, *flags, gpu=gpu, gpus=2)
-    draft = Draft(run=made.run, model=made.model, data=made.data, gpu=made.gpu)
-    return draft.workload(strategy, 2, 4, on)
+    return draft(planner(folder, *flags, gpu=gpu, gpus=2)).workload(strategy, 2, 4, on)
+
+
+def draft(made: Planner, model: ModelFacts | None = None) -> Draft:
+    model = model or made.model
+    batches = Batches(
+        run=made.run, config=model.config, data=made.data, global_batch=16, weights=dict
+    )
+    return Draft(run=made.run, model=model, data=made.data, gpu=made.gpu, batches=batches)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +103,12 @@ def test_pixel_budget_is_in_the_image_processors_settings(
     tmp_path: Path, name: str, flags: tuple[str, ...], size: tuple[str, int]
 ) -> None:
     made = planner(tmp_path, "--model_name_or_path", name, *flags)
-    draft = Draft(run=made.run, model=model_facts(made.run), data=made.data, gpu=made.gpu)
-    settings = draft.workload("ddp", 1, 1, True).image_processor
+    wanted = draft(made, model_facts(made.run))
+    settings = wanted.workload("ddp", 1, 1, True).image_processor
     assert settings
     assert settings["size"][size[0]] == size[1]
     with only_kept():  # and is not worked out again
-        assert draft.workload("ddp", 1, 1, True).image_processor == settings
+        assert wanted.workload("ddp", 1, 1, True).image_processor == settings
 
 
 def test_everything_else_is_as_written(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def prepared_lengths(run: Run) -> list[int]:
     rows = load_rows(run)
     encoder = Encoder.of(run, load_processor(run), family_of(load_config(run)))
     data = prepare(run, rows, resolve_format(run, rows), encoder, image_opener(run, rows))
-    return sorted(data.train["length"])
+    return list(data.train["length"])
 
 
 def test_lengths_are_those_of_training(run: MakeRun) -> None:
@@ -57,6 +57,9 @@ def test_lengths_are_those_of_training(run: MakeRun) -> None:
     found = facts(wanted)
     assert list(found.lengths) == prepared_lengths(wanted)
     assert (found.rows, found.sampled, found.images_per_row) == (50, 50, 1)
+    assert found.whole
+    assert max(found.image_tokens) == found.largest_image_tokens > 0
+    assert found.patches_per_token == 4  # as Qwen merges them
     assert 0 < found.trained_share < 1
     assert 56 <= found.image_height < 140
     assert found.notes == ()
@@ -75,7 +78,7 @@ def test_lengths_are_kept_until_the_data_changes(run: MakeRun, tmp_path: Path) -
 
 
 def test_rows_beyond_max_length_are_left_out_and_told(run: MakeRun) -> None:
-    lengths = facts(run()).lengths
+    lengths = sorted(facts(run()).lengths)
     limit = lengths[len(lengths) // 2]
     found = facts(run("--max_length", str(limit)))
     assert found.longest <= limit

@@ -23,7 +23,8 @@ def test_interpolated_profile_equals_the_simulated_one_in_every_phase(micro_batc
         rows: simulate(dataclasses.replace(workload, micro_batch=rows))
         for rows in (2, 4, micro_batch)
     }
-    found = interpolate((2, profiles[2]), (4, profiles[4]), micro_batch)
+    share = (micro_batch - 2) / 2
+    found = interpolate(profiles[2], profiles[4], tokens=share, images=share)
     one = Sharding(strategy="single", ranks=1, ranks_per_node=1)
     expected = shard(profiles[micro_batch], workload, one)
     memory = shard(found, workload, one)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sailplan.errors import HardwareError, RunFileError
 from sailplan.plan.cost.speed import estimate
+from sailplan.plan.facts.batches import Batch
 from sailplan.plan.facts.data import DataFacts
 from sailplan.plan.profile import Profile
 from sailplan.plan.sharding import Memory, Sharding, Time
@@ -38,6 +39,7 @@ class Candidate:
     strategy: Strategy
     ranks: int
     micro_batch: int
+    """Samples."""
     accumulation: int
     checkpointing: bool
     """Gradient checkpointing."""
@@ -108,8 +110,8 @@ class Bench:
     """What one GPU has, as the driver says it or the catalogue."""
     gpus_per_node: int
     data: DataFacts
-    grouped: bool = False
-    """Whether micro batches are of rows of like length."""
+    batch: Callable[[Workload, int], Batch]
+    """A workload, and the samples of its micro batch, to the batch that it was made of."""
     memory_factor: float = 1.0
     """Measured over planned peak, of earlier runs."""
     time_factor: float = 1.0
@@ -122,7 +124,7 @@ class Bench:
         workload = self.workload(strategy, micro_batch, accumulation, checkpoint)
         profile = self.profile(workload)
         sharding = sharding_of(strategy, ranks, self.gpus_per_node)
-        filled = self.data.padded(micro_batch, grouped=self.grouped) / workload.length_tokens
+        filled = self.batch(workload, micro_batch).mean_tokens / workload.tokens
         time = estimate(profile, workload, sharding, self.gpu, filled=min(1.0, filled))
         return Candidate(
             strategy=strategy,

@@ -12,7 +12,8 @@ class DataFacts:
     rows: int | None
     """Their number; None where the data is not at hand."""
     lengths: tuple[int, ...]
-    """Tokens of each sampled row, image tokens among them, in rising order; at least one."""
+    """Tokens of each sampled row, image tokens among them, in the order of the rows; one at least.
+    """
     trained_share: float
     """Of all tokens, those with a label."""
     images_per_row: int
@@ -22,13 +23,24 @@ class DataFacts:
     image_width: int
     sampled: int
     """Rows that were read for it; 0 where all of this is assumed."""
+    image_tokens: tuple[int, ...] = ()
+    """Of each sampled row, those that stand for images; empty where that is not known."""
+    largest_image_tokens: int = 0
+    """Of one image, the most; 0 where that is not known."""
+    patches_per_token: float = 1.0
+    """What the vision tower sees for each of them."""
     notes: tuple[str, ...] = ()
     """What was assumed, one line each."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, which memory is planned for."""
-        return self.lengths[-1]
+        """Tokens of the longest row."""
+        return max(self.lengths)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sampled rows are all that there are."""
+        return self.rows == len(self.lengths)
 
     @property
     def mean(self) -> float:
@@ -46,7 +58,7 @@ class DataFacts:
             return self.mean
         count = len(self.lengths)
         expected = 0.0
-        for index, length in enumerate(self.lengths):
+        for index, length in enumerate(sorted(self.lengths)):
             reaches = ((index + 1) / count) ** micro_batch - (index / count) ** micro_batch
             expected += length * reaches
         return expected

@@ -7,9 +7,12 @@ it computes in and keeps float32 copies; there is no autocast under it.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from sailplan.plan.facts.batches import Batch
 from sailplan.plan.facts.budget import with_budget
 from sailplan.plan.facts.data import DataFacts
 from sailplan.plan.facts.model import ModelFacts
@@ -29,20 +32,25 @@ class Draft:
     model: ModelFacts
     data: DataFacts
     gpu: GpuModel
+    batches: Callable[[int, str], Batch]
+    """Samples of a micro batch and the attention implementation to the largest one."""
 
     def workload(
         self, strategy: Strategy, micro_batch: int, accumulation: int, checkpointing: bool
     ) -> Workload:
-        """Returns what a rank computes under a strategy."""
+        """Returns what a rank computes under a strategy.
+
+        Raises:
+            RunFileError: Packing is asked for and the model cannot.
+        """
         run, deepspeed = self.run, strategy.startswith("zero")
         weights, autocast = self._precision(deepspeed=deepspeed)
         quantization = self._quantization()
-        return Workload(
+        plain = Workload(
             config=self.model.config,
-            micro_batch=micro_batch,
-            length_tokens=_rounded(self.data.longest, run.get("pad_to_multiple_of")),
+            micro_batch=1,
+            length_tokens=self.data.longest,
             trained_share=self.data.trained_share,
-            images=_images(self.data),
             image_processor=self._image_processor(),
             weights=weights,
             autocast=autocast,
@@ -53,9 +61,30 @@ class Draft:
             checkpointing=self._checkpointing(strategy, on=checkpointing),
             attention=self._attention(half=weights != "float32" or autocast is not None),
             loss=self._loss(),
-            padded=micro_batch > 1,
             optimizer=str(run.get("optim")),
             accumulation=accumulation,
+        )
+        return self.sized(plain, micro_batch)
+
+    def sized(self, workload: Workload, micro_batch: int) -> Workload:
+        """Returns a workload of the run with the largest micro batch of so many samples.
+
+        Raises:
+            RunFileError: Packing is asked for and the model cannot.
+        """
+        batch, data = self.batches(micro_batch, workload.attention), self.data
+        images = None
+        if batch.images_per_row:
+            images = Images(
+                per_row=batch.images_per_row, height=data.image_height, width=data.image_width
+            )
+        return dataclasses.replace(
+            workload,
+            micro_batch=batch.rows,
+            length_tokens=batch.length_tokens,
+            segments=batch.segments,
+            images=images,
+            padded=batch.segments is None and batch.rows > 1,
         )
 
     def mixed(self) -> str | None:
@@ -136,17 +165,3 @@ class Draft:
             return None
         limits = {name: self.run.get(name) for name in ("min_pixels", "max_pixels")}
         return with_budget(self.model.config, self.model.image_processor, **limits)
-
-
-def _images(data: DataFacts) -> Images | None:
-    if not data.images_per_row:
-        return None
-    return Images(per_row=data.images_per_row, height=data.image_height, width=data.image_width)
-
-
-def _rounded(length: int, multiple: object) -> int:
-    """Returns the length that rows are padded to; `auto` pads none on GPUs."""
-    if not str(multiple).isdecimal():
-        return length
-    step = int(str(multiple))
-    return -(-length // step) * step

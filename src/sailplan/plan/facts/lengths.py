@@ -133,25 +133,27 @@ def _has_tokenizer(run: Run, model: ModelFacts) -> bool:
 def _judged(run: Run, facts: DataFacts) -> DataFacts:
     """Returns the facts of the rows that are trained on: those within `max_length`."""
     limit = run.get("max_length")
-    fitting = tuple(length for length in facts.lengths if limit is None or length <= limit)
-    over = len(facts.lengths) - len(fitting)
+    images = facts.image_tokens or (0,) * len(facts.lengths)
+    kept = [pair for pair in zip(facts.lengths, images, strict=True) if pair[0] <= (limit or 1e9)]
+    over = len(facts.lengths) - len(kept)
     notes = list(facts.notes)
     if facts.rows and facts.rows > facts.sampled:
         notes.append(
-            f"lengths are of {facts.sampled} rows of {facts.rows}, spread over all: "
-            "a longer one would need more memory"
+            f"lengths are of {facts.sampled} rows of {facts.rows}, spread over all, and micro "
+            "batches are dealt of rows drawn from them: a longer one would need more memory"
         )
     if not over:
         return replace(facts, notes=tuple(notes))
     if run.get("over_length") == "truncate_text":
         cut = tuple(min(length, limit) for length in facts.lengths)
         return replace(facts, lengths=cut, notes=tuple(notes))
-    if not fitting:
+    if not kept:
         got = f"every sampled row is longer than max_length {limit}"
         raise DataError(got, todo="raise max_length")
+    fitting, images = zip(*kept, strict=True)
     rows = facts.rows and round(facts.rows * len(fitting) / len(facts.lengths))
     notes.append(f"about {over / len(facts.lengths):.1%} of the rows are longer than {limit}")
-    return replace(facts, rows=rows, lengths=fitting, notes=tuple(notes))
+    return replace(facts, rows=rows, lengths=fitting, image_tokens=images, notes=tuple(notes))
 
 
 def assumed_facts(run: Run, model: ModelFacts, tokens: int) -> DataFacts:

@@ -11,8 +11,10 @@ import numpy as np
 from sailplan.data.encode import Encoder
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
+from sailplan.data.media import Size
 from sailplan.data.mixture import entry_of
 from sailplan.data.sources import Rows
+from sailplan.data.work import patches_per_token
 from sailplan.errors import DataError
 from sailplan.plan.facts.data import DataFacts
 
@@ -25,6 +27,9 @@ class _Tally:
     """What the rows of a sample come to."""
 
     lengths: list[int] = field(default_factory=list)
+    image_tokens: list[int] = field(default_factory=list)
+    largest_image_tokens: int = 0
+    patches_per_token: float = 1.0
     trained: int = 0
     images: int = 0
     """The most that a row has."""
@@ -32,8 +37,11 @@ class _Tally:
     """Width and height of the largest image."""
     broken: list[str] = field(default_factory=list)
 
-    def add(self, length: int, trained: float, sizes: list[tuple[int, int]]) -> None:
+    def add(self, length: int, of_images: int, trained: float, sizes: list[Size]) -> None:
         self.lengths.append(length)
+        self.image_tokens.append(of_images)
+        if sizes:
+            self.largest_image_tokens = max(self.largest_image_tokens, -(-of_images // len(sizes)))
         self.trained += int(trained)
         self.images = max(self.images, len(sizes))
         self.largest = max([self.largest, *sizes], key=lambda size: size[0] * size[1])
@@ -47,7 +55,10 @@ class _Tally:
             notes = (f"{count}; the first: {self.broken[0]}",)
         return DataFacts(
             rows=num_rows,
-            lengths=tuple(sorted(self.lengths)),
+            lengths=tuple(self.lengths),
+            image_tokens=tuple(self.image_tokens),
+            largest_image_tokens=self.largest_image_tokens,
+            patches_per_token=self.patches_per_token,
             trained_share=min(1.0, max(0.01, self.trained / sum(self.lengths))),
             images_per_row=self.images,
             image_height=self.largest[1],
@@ -73,8 +84,11 @@ def encoded(run: Run, rows: Rows, format: Format, opener: ImageOpener, most: int
 
     processor, added_ids = load_processor_and_tokens(run)
     complete_template(processor, chat=is_chat(format, rows))
-    encoder = Encoder.of(run, processor, grown(family_of(load_config(run)), added_ids))
-    tally, num_rows = _Tally(), _count(rows)
+    family = grown(family_of(load_config(run)), added_ids)
+    encoder = Encoder.of(run, processor, family)
+    tally, num_rows, image_id = _Tally(), _count(rows), getattr(processor, "image_token_id", None)
+    if family.is_vision:
+        tally.patches_per_token = patches_per_token(processor, family)
     indices = _spread(num_rows, most)
     for number, row, entry in _sample(rows, indices):
         try:
@@ -85,7 +99,8 @@ def encoded(run: Run, rows: Rows, format: Format, opener: ImageOpener, most: int
             tally.broken.append(f"row {number}: {error}")
             continue
         trained = sum(label >= 0 for label in found.labels)
-        tally.add(len(found.input_ids), trained, sizes)
+        of_images = sum(token == image_id for token in found.input_ids)
+        tally.add(len(found.input_ids), of_images, trained, sizes)
     return tally.facts(num_rows, len(indices))
 
 
@@ -126,7 +141,7 @@ def characters(
         tokens = sum(_scaled(known, size) for size in sizes)
         text = sum(len(part) for part in _texts(sample))
         length = int(text / per_token) + tokens + 16
-        tally.add(length, text / per_token / 2, sizes)
+        tally.add(length, tokens, text / per_token / 2, sizes)
     return tally.facts(num_rows, len(indices))
 
 

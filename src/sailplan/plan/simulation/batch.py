@@ -38,7 +38,9 @@ def image_processor(config: Any, settings: Any = None) -> Any:
     return kind(**settings)
 
 
-def pixels(images: Images, rows: int, config: Any, processor: Any) -> dict[str, Any]:
+def pixels(
+    images: Images, rows: int, config: Any, processor: Any, *, packed: bool
+) -> dict[str, Any]:
     """Returns what the vision tower is given for a micro batch, for real.
 
     Args:
@@ -46,14 +48,18 @@ def pixels(images: Images, rows: int, config: Any, processor: Any) -> dict[str, 
         rows: Of the micro batch.
         config: The model's config.
         processor: Its image processor.
+        packed: Whether the images of a row are of several samples.
     """
     from PIL import Image
 
     from sailplan.model.families import family_of
 
     blank = Image.new("RGB", (images.width, images.height))
+    family = family_of(config)
     given: Any = [blank] * images.per_row * rows
-    if family_of(config).nested_images:
+    if packed and family.nested_images and not family.pixels_by_row:
+        given = [[blank] for _ in given]  # an image that is alone in its sample is cut up most
+    elif family.nested_images:
         given = [[blank] * images.per_row for _ in range(rows)]
     made = processor(images=given, return_tensors="pt")
     return dict(made)
@@ -79,10 +85,14 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
     image_id = _image_id(config)
     if tokens:
         ids[:, 4 : 4 + tokens] = image_id
-    mask = torch.ones(rows, length, dtype=torch.long)
-    if workload.padded and rows > 1:
-        mask[-1, -2:] = 0
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **vision}
+    given: dict[str, Any] = {"input_ids": ids, **vision}
+    if workload.segments is not None:
+        given["position_ids"] = _positions(workload.segments, length, model)
+    else:
+        mask = torch.ones(rows, length, dtype=torch.long)
+        if workload.padded and rows > 1:
+            mask[-1, -2:] = 0
+        given["attention_mask"] = mask
     accepted = inspect.signature(type(model.base_model).forward).parameters
     types = (ids == image_id).long() if tokens else torch.zeros_like(ids)
     for name in ("mm_token_type_ids", "token_type_ids"):
@@ -96,6 +106,23 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
     if "kwargs" not in accepted:
         given = {name: value for name, value in given.items() if name in accepted}
     return given
+
+
+def _positions(segments: tuple[int, ...], length: int, model: Any) -> Any:
+    """Returns the position ids of a row; what images change of them is no matter of memory.
+
+    Args:
+        segments: Tokens of each sample.
+        length: Of the row, where its images take more than that.
+        model: The model.
+    """
+    import torch
+
+    *others, last = segments
+    spans = [*others, last + length - sum(segments)]
+    plain = torch.cat([torch.arange(span) for span in spans])[None]
+    deep = hasattr(model.base_model, "get_rope_index")
+    return plain[None].repeat(4, 1, 1) if deep else plain
 
 
 def placeholders(given: dict[str, Any], config: Any) -> int:

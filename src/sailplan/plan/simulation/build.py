@@ -45,6 +45,7 @@ def build(workload: Workload, config: Any) -> Any:
     from sailplan.model.load import classes
     from sailplan.model.parts import parameters_by_part
     from sailplan.model.trainable import freeze_unused
+    from sailplan.plan.simulation.attention import by_segment
 
     auto_class, model_class = classes(config, str(config.model_type))
     attention = "eager" if workload.attention == "eager" else "sdpa"
@@ -54,6 +55,8 @@ def build(workload: Workload, config: Any) -> Any:
         model = auto_class.from_config(
             config, dtype=getattr(torch, workload.weights), attn_implementation=attention
         )
+    if workload.segments is not None:
+        by_segment(model, flash=workload.attention != "sdpa")
     model.tie_weights()
     if workload.quantization:
         from sailplan.plan.simulation.stand_in import quantise

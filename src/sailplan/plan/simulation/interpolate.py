@@ -1,8 +1,9 @@
 """Profiles of other micro batches out of two that were simulated.
 
-What a micro batch keeps, and what it computes, grows by the same for each row: between two
-simulated sizes a straight line is exact wherever the same instant is the worst, and errs upwards
-elsewhere.
+What a micro batch keeps, and what it computes, grows by the same for each token and each image:
+between two simulated sizes a straight line is exact wherever the same instant is the worst, and
+errs upwards elsewhere. Where a micro batch has more of the one than of the other, its memory is
+taken to have more of both.
 """
 
 from __future__ import annotations
@@ -15,35 +16,40 @@ from sailplan.plan.profile import Moment, Profile
 from sailplan.plan.workload import Workload
 
 
-def interpolate(
-    small: tuple[int, Profile], large: tuple[int, Profile], micro_batch: int
-) -> Profile:
+def interpolate(first: Profile, last: Profile, *, tokens: float, images: float) -> Profile:
     """Returns the profile of a micro batch.
 
     Args:
-        small: A micro batch, and its profile.
-        large: A larger one, of the same model.
-        micro_batch: Of how many rows.
+        first: Of a small one.
+        last: Of a larger one, of the same model.
+        tokens: Where its tokens lie between those of the two: 0 is the small one, 1 the large one.
+        images: The same of its images.
     """
-    (low, first), (high, last) = small, large
-    if micro_batch == low or low == high:
-        return first
-    if micro_batch == high:
+    if tokens == images == 1:
         return last
 
-    def at(a: float, b: float) -> float:
-        return a + (b - a) * (micro_batch - low) / (high - low)
+    def line(share: float) -> Callable[[float, float], float]:
+        return lambda a, b: a + (b - a) * share
+
+    held, of_text, of_images = line(max(tokens, images)), line(tokens), line(images)
+
+    def flops(phase: str) -> float:
+        """The vision tower's part of both passes is known together; each is taken to have it."""
+        a, b = (getattr(profile, phase) for profile in (first, last))
+        seen = [p.vision_flops / (p.forward_flops + p.backward_flops) for p in (first, last)]
+        text = of_text(a * (1 - seen[0]), b * (1 - seen[1]))
+        return text + of_images(a * seen[0], b * seen[1])
 
     same = len(first.moments) == len(last.moments)
     before = first.moments if same else last.moments
     return dataclasses.replace(
         last,
-        moments=tuple(_moment(a, b, at) for a, b in zip(before, last.moments, strict=True)),
-        saved_bytes=int(at(first.saved_bytes, last.saved_bytes)),
-        forward_flops=at(first.forward_flops, last.forward_flops),
-        backward_flops=at(first.backward_flops, last.backward_flops),
-        vision_flops=at(first.vision_flops, last.vision_flops),
-        image_tokens=round(at(first.image_tokens, last.image_tokens)),
+        moments=tuple(_moment(a, b, held) for a, b in zip(before, last.moments, strict=True)),
+        saved_bytes=int(held(first.saved_bytes, last.saved_bytes)),
+        forward_flops=flops("forward_flops"),
+        backward_flops=flops("backward_flops"),
+        vision_flops=of_images(first.vision_flops, last.vision_flops),
+        image_tokens=round(of_images(first.image_tokens, last.image_tokens)),
     )
 
 

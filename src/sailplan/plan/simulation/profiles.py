@@ -14,9 +14,11 @@ from sailplan.plan.store import cached
 from sailplan.plan.workload import Workload
 
 Simulate = Callable[[Workload], Profile]
+Sized = Callable[[Workload, int], Workload]
+"""A workload, and samples of a micro batch, to the workload of the largest of these."""
 
 LARGEST_SIMULATED = 4
-"""Rows of the larger of the two micro batches that others are drawn between, or beyond."""
+"""Samples of the larger of the two micro batches that others are drawn between, or beyond."""
 
 
 def simulate_really(workload: Workload) -> Profile:
@@ -46,38 +48,52 @@ class Profiles:
     """Gives the profile of any workload of one run.
 
     Args:
-        micro_batches: What will be asked for.
+        micro_batches: What will be asked for, in samples.
+        sized: Gives a workload the rows of a micro batch.
         simulate: Makes a profile.
     """
 
     micro_batches: Iterable[int]
+    sized: Sized
     simulate: Simulate = simulate_really
     _known: dict[str, Profile] = field(default_factory=dict)
 
     def __call__(self, workload: Workload) -> Profile:
         """Returns the profile, exact or drawn between two that were simulated."""
         asked = sorted(set(self.micro_batches))
-        if asked == [workload.micro_batch]:
-            return self._exact(workload)
         low = asked[0]
+        if asked[1:] == [] and workload == self.sized(workload, low):
+            return self.exact(workload)
         if len(asked) > 1:
             high = max([m for m in asked[1:] if m <= LARGEST_SIMULATED] or asked[1:2])
         else:  # beside the one that the run file fixes
             low, high = sorted((low, 1 if low > 1 else LARGEST_SIMULATED))
-        ends = [
-            (rows, self._exact(replace(workload, micro_batch=rows, padded=True)))
-            for rows in (low, high)
-        ]
-        return interpolate(ends[0], ends[1], workload.micro_batch)
+        small, large = (self.sized(workload, micro_batch) for micro_batch in (low, high))
+        # A long sample alone may be as large as several: the line needs two sizes far apart.
+        times = -(-2 * small.tokens // large.tokens)
+        if small.num_images:
+            times = max(times, -(-2 * small.num_images // max(large.num_images, 1)))
+        large = large.repeated(times)
+        return interpolate(
+            self.exact(replace(small, padded=large.padded)),
+            self.exact(large),
+            tokens=_share(small.tokens, large.tokens, workload.tokens),
+            images=_share(small.num_images, large.num_images, workload.num_images),
+        )
 
     def like(self, workload: Workload, known: Workload) -> Profile:
         """Returns the profile with other weights than a known one, by approximation."""
-        same_size = replace(known, micro_batch=workload.micro_batch)
+        same_size = known.sized_as(workload)
         return recast(self(same_size), same_size, workload)
 
-    def _exact(self, workload: Workload) -> Profile:
-        # Left out: what the simulation does not look at.
+    def exact(self, workload: Workload) -> Profile:
+        """Returns the profile of that very workload."""
         key = workload.key()
         if key not in self._known:
             self._known[key] = cached(Profile, key, lambda: self.simulate(workload))
         return self._known[key]
+
+
+def _share(low: int, high: int, wanted: int) -> float:
+    """Returns where between two sizes a third lies: 0 is the low one, 1 the high one."""
+    return (wanted - low) / (high - low) if high > low else 0.0

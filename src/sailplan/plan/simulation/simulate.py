@@ -51,7 +51,11 @@ def simulate(workload: Workload, *, full_depth: bool = False) -> Profile:
         vision = {
             name: value if family_of(config).pixels_by_row else _faked(fake, value)
             for name, value in batch.pixels(
-                workload.images, workload.micro_batch, config, processor
+                workload.images,
+                workload.micro_batch,
+                config,
+                processor,
+                packed=workload.segments is not None,
             ).items()
         }
     held = [*model.parameters(), *model.buffers()]

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from sailplan.data.balance import Work, deal, row_tokens
+from sailplan.data.balance import Work, deal
+from sailplan.data.token_rows import column
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +33,8 @@ class Samples:
     @classmethod
     def of(cls, rows: Any, work: Work) -> Samples:
         """Reads the columns of a `Dataset` of encoded rows."""
-        columns = rows.with_format("numpy", columns=["length", "image_tokens"])[:]
-        return cls(lengths=columns["length"], image_tokens=columns["image_tokens"], work=work)
+        lengths, image_tokens = (column(rows, name) for name in ("length", "image_tokens"))
+        return cls(lengths=lengths, image_tokens=image_tokens, work=work)
 
 
 class StepSampler(BatchRebalanceSampler):
@@ -87,30 +88,24 @@ class StepSampler(BatchRebalanceSampler):
     def __iter__(self) -> Iterator[list[int]]:
         """Yields the micro batches of the epoch that the run is in."""
         self.epoch = self._step() // max(1, self.num_global_batches)
-        order = self._order(self.epoch).tolist()
+        order = self.order(self.epoch).tolist()
         for step in range(self.num_global_batches):
             start = step * self.effective_batch_size
             yield from self._yield_global_batch(order[start : start + self.effective_batch_size])
 
-    def largest_row(self, epochs: int) -> int:
-        """Returns the most tokens that the samples of a micro batch have, on any rank.
+    def steps(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """Yields the samples of an epoch's optimizer steps, `[steps, samples]`.
 
-        Args:
-            epochs: In so many passes over the samples.
+        What is left at the end for a smaller one comes by itself.
         """
-        return max((self._largest_of(epoch) for epoch in range(epochs)), default=0)
-
-    def _largest_of(self, epoch: int) -> int:
         full = self.num_full_batches * self.effective_batch_size
-        rows, rest = np.split(self._order(epoch), [full])
-        steps = [rows.reshape(self.num_full_batches, self.effective_batch_size)]
+        steps, rest = np.split(self.order(epoch), [full])
+        if len(steps):
+            yield steps.reshape(self.num_full_batches, self.effective_batch_size)
         if self.has_tail:
-            steps.append(rest[None])
-        groups = self.dp_size * self.grad_accum
-        tokens = [row_tokens(self.samples.lengths[of], self._costs[of], groups) for of in steps]
-        return max(int(of_steps.max(initial=0)) for of_steps in tokens)
+            yield rest[None]
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def order(self, epoch: int) -> NDArray[np.int64]:
         """Returns the samples in the order in which steps take them, `[samples]`."""
         count = len(self.lengths)
         if not self.shuffle:

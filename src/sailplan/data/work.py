@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -28,21 +28,36 @@ def work_of(model: Any, processor: Any, family: Family) -> Work:
         processor: Its processor, or its tokenizer for a text-only model.
         family: Its family.
     """
-    parts = {
-        part: _operations(list(parameters.values()), always=part == LANGUAGE_MODEL)
-        for part, parameters in parameters_by_part(model).items()
+    return work_from(
+        {
+            part: (
+                sum(_count(one) for one in parameters.values() if not one.requires_grad),
+                sum(_count(one) for one in parameters.values() if one.requires_grad),
+            )
+            for part, parameters in parameters_by_part(model).items()
+        },
+        hidden_size=base_model(model).config.get_text_config().hidden_size,
+        patches_per_token=patches_per_token(processor, family) if family.is_vision else 0.0,
+    )
+
+
+def work_from(
+    weights: Mapping[str, tuple[int, int]], *, hidden_size: int, patches_per_token: float
+) -> Work:
+    """Estimates the work of samples from the number of weights.
+
+    Args:
+        weights: For each part of the model those that do not train, and those that do.
+        hidden_size: Of the language model.
+        patches_per_token: What the vision tower sees for each image token.
+    """
+    operations = {
+        part: frozen * (2 if trained or part == LANGUAGE_MODEL else 1) + trained * 3
+        for part, (frozen, trained) in weights.items()
     }
-    language = parts.pop(LANGUAGE_MODEL)
-    hidden = base_model(model).config.get_text_config().hidden_size
-    per_token = _patches_per_token(processor, family) if family.is_vision else 0.0
-    return Work(attention=1 / (12 * hidden), image_token=per_token * sum(parts.values()) / language)
-
-
-def _operations(parameters: Sequence[Any], *, always: bool) -> int:
-    """Returns parameters times passes: `always` says that gradients flow through them anyway."""
-    backward = always or any(parameter.requires_grad for parameter in parameters)
-    passes = {True: 3, False: 2 if backward else 1}
-    return sum(passes[parameter.requires_grad] * _count(parameter) for parameter in parameters)
+    language = operations.pop(LANGUAGE_MODEL)
+    per_patch = sum(operations.values()) / language
+    return Work(attention=1 / (12 * hidden_size), image_token=patches_per_token * per_patch)
 
 
 def _count(parameter: Any) -> int:
@@ -52,7 +67,7 @@ def _count(parameter: Any) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves it empty
 
 
-def _patches_per_token(processor: Any, family: Family) -> float:
+def patches_per_token(processor: Any, family: Family) -> float:
     """Returns how many patches the vision tower sees for each image token."""
     inputs, (text,) = process_images(processor, [[_PROBE]], nested=family.nested_images)
     pixels = inputs["pixel_values"]

@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoConfig
 
 from sailplan.errors import RunFileError
+from sailplan.model.batching import choose_batching
 from sailplan.model.families import Family, family_of
 from sailplan.run.config import Run
-from sailplan.train.batching import choose_batching
 
 SAME = "each optimizer step has the samples it would have had"
 WINDOW = "a sliding window of 4096 tokens without flash-attn would need a mask of tokens × tokens"
