@@ -14,6 +14,7 @@ from sailplan.data.images import ImageOpener
 from sailplan.data.sources import Rows
 from sailplan.data.streaming import EncodedStream, Stream
 from sailplan.data.token_rows import column
+from sailplan.errors import DataError
 from sailplan.model.families import tokenizer_of
 
 _CHECKED_SAMPLES = 3
@@ -88,7 +89,10 @@ def check_own_ids(
     for sample in check_samples(encoded):
         raw = rows.train[int(sample["row"])]
         entry = int(sample.get("entry", 0))
-        found = difference(encoder, format, opener, raw, sample["input_ids"], entry=entry)
+        try:
+            found = difference(encoder, format, opener, raw, sample["input_ids"], entry=entry)
+        except DataError:  # a broken image: the batch that has it says so, with its place
+            continue
         if found is not None:
             return [f"warning: {encoder.family.name}: {sample.get('place', 'a row')}: {found}"]
     return []

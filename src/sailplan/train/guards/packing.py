@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sailplan.data.own_ids import check_samples
+from sailplan.errors import DataError
 from sailplan.model.packed_attention import SEGMENTS, attend_by_mask
 from sailplan.model.parts import base_model
 from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
@@ -50,8 +51,12 @@ class PackingCheck(TrainerCallback):
             return
         try:
             packed, padded = differences(self.trainer, rows)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            found = f"its forward takes no packed row: {error}"
+        except DataError:  # a broken image: the batch that has it says so, with its place
+            return
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # what a family makes of arguments that it does not know
+            found = f"its forward takes no packed row: {type(error).__name__}: {error}"
         else:
             limit = _floor(self.trainer) + _ROUNDINGS * padded
             if packed <= limit:
