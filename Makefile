@@ -51,6 +51,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/launch_overhead.py
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/inspect_speed.py
+	$(BIN)/python benchmarks/token_cache.py
+	$(BIN)/python benchmarks/collator_speed.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/lm_head.py
+	$(BIN)/python benchmarks/stream_memory.py
 	$(BIN)/python benchmarks/plan_accuracy.py
 	$(BIN)/python benchmarks/plan_time.py
 	$(BIN)/python benchmarks/plan_speed.py

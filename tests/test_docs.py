@@ -38,6 +38,7 @@ from sailplan.run.saved import _HARMLESS_VARIABLES
 from sailplan.run.values import Entry, scalar
 from sailplan.train.evaluation import METRICS
 from sailplan.train.optimizer_check import OPTIM_ARGS
+from sailplan.train.throughput import RATES
 from tests.cli.test_main import sailplan
 from tests.data.reading import pieces, turn
 from tests.data.test_images import png_header
@@ -202,6 +203,7 @@ OTHER_NAMES = {
         "rope_theta",
     ),
     *(f"eval_{metric}" for metric in METRICS),
+    *RATES,
 }
 
 
@@ -285,10 +287,7 @@ def test_defaults_that_differ_are_all_there(here: Path) -> None:
     from sailplan.train.arguments import training_arguments
 
     arguments, _ = training_arguments(Run.from_flags(["--use_cpu"]))
-    logged = {
-        "report_to": arguments.report_to[0],
-        "include_num_input_tokens_seen": arguments.include_num_input_tokens_seen,
-    }
+    logged = {"report_to": arguments.report_to[0]}
     table = next(table for table in tables(RUN_FILE) if table[0][0] == "`assistant_only_loss`")
     assert [[row[0], row[1], row[2].split(":")[0]] for row in table] == [
         [f"`{name}`", shown(field_table()[name].default), shown(ours)]
@@ -336,6 +335,11 @@ def test_metrics_of_an_evaluation_are_in_its_table() -> None:
     assert [row[0] for row in tables(DOCS / "evaluation.md")[0]] == [
         f"`eval_{metric}`" for metric in METRICS
     ]
+
+
+def test_metrics_of_throughput_are_in_its_table() -> None:
+    table = next(table for table in tables(DOCS / "throughput.md") if "_per_s" in table[0][0])
+    assert [row[0] for row in table] == [f"`{name}`" for name in RATES]
 
 
 def test_errors_of_the_run_file_page_are_printed_so(here: Path) -> None:

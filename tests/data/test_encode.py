@@ -242,9 +242,12 @@ def test_fingerprint_changes_with_everything_that_decides(
     keys = [
         encoder.fingerprint()
         for encoder in (
-            *(_load(folder), _load(folder, everything=True), _load(folder, max_length=9)),
-            *(_load(folder, truncate=True), budget, template, word, _load(tiny_model("llava"))),
+            *(_load(folder), _load(folder, everything=True), _load(folder, truncate=True)),
+            _load(folder, truncate=True, max_length=9),
+            *(budget, template, word, _load(tiny_model("llava"))),
         )
     ]
 
     assert len(set(keys)) == len(keys), keys
+    # What is only dropped for its length is encoded all the same.
+    assert _load(folder, max_length=9).fingerprint() == keys[0]

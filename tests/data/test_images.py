@@ -21,6 +21,7 @@ from sailplan.data.sample import ImageReference
 from sailplan.data.sources import load_rows
 from sailplan.errors import DataError, RunFileError
 from sailplan.run.config import Run
+from tests.support.pictures import KINDS, encoded, noise
 
 
 def at(path: str | Path) -> ImageReference:
@@ -31,79 +32,7 @@ def embedded(data: bytes, path: str | None = None) -> ImageReference:
     return ImageReference(path=path, bytes=data)
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def noise(width: int = 61, height: int = 37) -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
-def palette_with_transparency() -> Image.Image:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putpixel((1, 0), 1)
-    return image
-
-
-def sixteen_bit() -> Image.Image:
-    return Image.fromarray(np.array([[0, 257, 32768, 65535]], dtype=np.uint16))
-
-
 BYTES_ONLY = ImageOpener(root=None)
-
-KINDS: dict[str, tuple[bytes, list[tuple[int, int, int]]]] = {
-    "grey": (encoded(Image.new("L", (2, 1), 77), "PNG"), [(77, 77, 77)] * 2),
-    "one_bit": (encoded(Image.new("1", (1, 1), 1), "PNG"), [(255, 255, 255)]),
-    "grey_half_transparent": (encoded(Image.new("LA", (1, 1), (0, 51)), "PNG"), [(204, 204, 204)]),
-    "transparent_on_white": (
-        encoded(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), "PNG"),
-        [(255, 255, 255)],
-    ),
-    "opaque": (encoded(Image.new("RGBA", (1, 1), (9, 8, 7, 255)), "PNG"), [(9, 8, 7)]),
-    "palette": (encoded(palette_with_transparency(), "PNG"), [(255, 0, 0), (0, 0, 255)]),
-    "palette_transparent": (
-        encoded(palette_with_transparency(), "PNG", transparency=1),
-        [(255, 0, 0), (255, 255, 255)],
-    ),
-    "colour_key": (
-        encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
-        [(255, 255, 255)],
-    ),
-    "sixteen_bit_png": (encoded(sixteen_bit(), "PNG"), [(v, v, v) for v in (0, 1, 128, 255)]),
-    "sixteen_bit_tiff": (encoded(sixteen_bit(), "TIFF"), [(v, v, v) for v in (0, 1, 128, 255)]),
-    "sixteen_bit_pgm": (
-        b"P5\n4 1\n65535\n" + np.array([0, 257, 32768, 65535], dtype=">u2").tobytes(),
-        [(v, v, v) for v in (0, 1, 128, 255)],
-    ),
-    "bmp": (encoded(Image.new("RGB", (1, 1), (5, 6, 7)), "BMP"), [(5, 6, 7)]),
-    "cmyk": (
-        encoded(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"),
-        [(255, 0, 0)],
-    ),
-    "first_frame_of_gif": (
-        encoded(
-            Image.new("RGB", (1, 1), "red"),
-            "GIF",
-            save_all=True,
-            append_images=[Image.new("RGB", (1, 1), "blue")],
-        ),
-        [(255, 0, 0)],
-    ),
-    "first_frame_of_webp": (
-        encoded(
-            Image.new("RGB", (1, 1), "red"),
-            "WEBP",
-            save_all=True,
-            lossless=True,
-            append_images=[Image.new("RGB", (1, 1), "blue")],
-        ),
-        [(255, 0, 0)],
-    ),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,7 +123,7 @@ def test_image_that_is_none_is_refused_by_what_it_is(
     reference = embedded(content, path="a.png") if is_embedded else at("a.png")
     opener = ImageOpener(root=tmp_path)
 
-    for look in (opener.size, opener.open):
+    for look in (opener.size, opener.open, opener.decode):
         with pytest.raises(DataError, match=message) as caught:
             look(reference)
         assert "'a.png'" in str(caught.value)
@@ -221,7 +150,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_decompression_bomb_is_refused_from_its_header(side: int) -> None:
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
 
-    for look in (BYTES_ONLY.size, BYTES_ONLY.open):
+    for look in (BYTES_ONLY.size, BYTES_ONLY.open, BYTES_ONLY.decode):
         with pytest.raises(DataError, match=f"at most {PIXEL_LIMIT:,}"):
             look(embedded(png_header(side, side)))
 
@@ -269,7 +198,7 @@ def test_path_under_image_root_is_opened(shop: Path, path: str) -> None:
 def test_path_out_of_image_root_is_refused(shop: Path, path: str) -> None:
     opener = ImageOpener(root=shop)
 
-    for look in (opener.size, opener.open):
+    for look in (opener.size, opener.open, opener.decode):
         with pytest.raises(DataError, match="outside image_root"):
             look(at(path.replace("ABSOLUTE", str(shop.parent))))
 
@@ -385,7 +314,7 @@ def test_remote_image_on_allowed_port_alone_is_opened(host: str) -> None:
 def test_remote_image_on_other_host_is_refused(url: str, allowed: frozenset[str]) -> None:
     opener = ImageOpener(root=None, allowed_hosts=allowed)
 
-    for look in (opener.size, opener.open):
+    for look in (opener.size, opener.open, opener.decode):
         with pytest.raises(DataError, match=r"not allowed|no usable address"):
             look(at(url))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,92 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-)
 
-from sailplan.data.collator import Collator
-from sailplan.data.conversations import Messages
-from sailplan.data.encode import Encoder
-from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
-from sailplan.model.families import Family, family_of
-from sailplan.model.packed_attention import attend_by_segment
-from sailplan.model.positions import Positions
+from tests.support.packed import Setting, png
 from tests.support.tiny import FAMILIES, MORE_FAMILIES, TEXT_FAMILIES
 
 UNPACKED = ("mllama", "gemma3", "molmo2")
 PACKED = sorted({*FAMILIES, *MORE_FAMILIES, *TEXT_FAMILIES} - {*UNPACKED})
 
-FORMAT = Messages(image_columns=("images",))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A tiny model that attends by segment, and what makes its batches."""
-
-    model: Any
-    family: Family
-    encoder: Encoder
-
-    def collate(self, *, packs: bool, dummy: bool = False) -> Collator:
-        positions = Positions(self.model.config) if packs else None
-        opener = ImageOpener(root=None)
-        return Collator(
-            self.encoder.processor,
-            self.family,
-            FORMAT,
-            opener,
-            positions=positions,
-            dummy_image=dummy,
-        )
-
-    def row(self, answer: str, *sizes: tuple[int, int], seed: int = 0) -> dict[str, Any]:
-        sizes = sizes if self.family.is_vision else ()
-        images = [{"path": None, "bytes": _png(size, seed + i)} for i, size in enumerate(sizes)]
-        parts = [*({"type": "image"} for _ in sizes), {"type": "text", "text": "What is it?"}]
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        raw = {"messages": [{"role": "user", "content": parts}, said], "images": images}
-        found = self.encoder.encode(FORMAT.sample(raw), sizes)
-        return {**raw, "input_ids": found.input_ids, "labels": found.labels}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Two images, none, one: of unequal length."""
-        return [
-            self.row("A red square beside a green triangle.", (84, 60), (40, 90)),
-            self.row("Nothing to be seen."),
-            self.row("A line.", (120, 50), seed=7),
-        ]
-
-
-def _png(size: tuple[int, int], seed: int) -> bytes:
-    shape = (size[1], size[0], 3)
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
 
 @pytest.fixture(scope="module")
 def setting(tiny_model: Callable[[str], Path]) -> Callable[[str], Setting]:
-    def load(name: str) -> Setting:
-        folder = tiny_model(name)
-        family = family_of(AutoConfig.from_pretrained(folder))
-        processor: Any = AutoProcessor if family.is_vision else AutoTokenizer
-        auto = AutoModelForImageTextToText if family.is_vision else AutoModelForCausalLM
-        model = auto.from_pretrained(folder, dtype=torch.float32)
-        attend_by_segment(model)
-        return Setting(
-            model=model,
-            family=family,
-            encoder=Encoder(processor.from_pretrained(folder), family),
-        )
-
-    return load
+    return lambda name: Setting.load(tiny_model(name))
 
 
 def _gradients(setting: Setting, batches: Sequence[dict[str, Any]]) -> tuple[float, dict[str, Any]]:
@@ -165,7 +90,7 @@ def _other(subject: Setting, row: dict[str, Any]) -> dict[str, Any]:
     images = []
     for image in row["images"]:
         size = Image.open(io.BytesIO(image["bytes"])).size
-        images.append({"path": None, "bytes": _png(size, 99)})
+        images.append({"path": None, "bytes": png(size, 99)})
     return {**row, "input_ids": ids, "images": images}
 
 
@@ -173,3 +98,67 @@ def _logits(subject: Setting, batch: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         return subject.model(**inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+
+def test_row_padded_to_a_multiple_has_the_same_loss(setting: Callable[[str], Setting]) -> None:
+    subject = setting("qwen2_vl")
+    rows = subject.rows()
+    plain = subject.collate(packs=True)
+    multiple = subject.collate(packs=True, pad_to_multiple_of=128)
+    loss, gradients = _gradients(subject, [plain(rows)])
+
+    batch = multiple(rows)
+    found, found_gradients = _gradients(subject, [batch])
+
+    assert batch["input_ids"].shape[1] % 128 == 0
+    assert found == pytest.approx(loss, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "idefics3"])
+def test_row_without_an_image_gets_one_that_changes_no_loss(
+    setting: Callable[[str], Setting], name: str
+) -> None:
+    subject = setting(name)
+    rows = [subject.row("Nothing."), subject.row("Nothing at all to be seen here.")]
+    loss, _ = _gradients(subject, [subject.collate(packs=True)(rows)])
+
+    batch = subject.collate(packs=True, dummy=True)(rows)
+    found, gradients = _gradients(subject, [batch])
+
+    assert found == pytest.approx(loss, rel=1e-6)
+    tower = [key for key in gradients if key.startswith(subject.family.vision_prefixes)]
+    assert tower
+    assert not any(gradients[key].any() for key in tower)
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava", "mllama", "llama"])
+def test_rank_without_a_sample_reaches_what_others_train_and_trains_nothing(
+    setting: Callable[[str], Setting], name: str, packs: bool
+) -> None:
+    subject = setting(name)
+    if packs and name == "mllama":
+        return
+    batch = subject.collate(packs=packs)([])
+
+    loss = subject.model(**batch, use_cache=False, num_items_in_batch=7).loss
+    loss.backward()
+
+    assert float(loss.detach()) == 0
+    assert ("pixel_values" in batch) == (name != "llama")
+    reached = {key for key, p in subject.model.named_parameters() if p.grad is not None}
+    subject.model.zero_grad()
+    _, wanted = _gradients(subject, [subject.collate(packs=packs)([subject.row("A.", (56, 56))])])
+    assert reached == wanted.keys()
+
+
+def test_rows_without_labels_have_no_loss(setting: Callable[[str], Setting]) -> None:
+    subject = setting("llama")
+    rows = subject.rows()[:2]
+    for row in rows:
+        row["labels"] = np.full(len(row["labels"]), UNTRAINED)
+        row["labels"][0] = row["input_ids"][0]  # which nothing predicts
+    batch = subject.collate(packs=True)(rows)
+    assert (batch["labels"] == UNTRAINED).all()

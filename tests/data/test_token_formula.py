@@ -48,7 +48,9 @@ def test_every_size_becomes_what_the_processor_makes_of_it(family: str, among_ot
         text = became(size)
         assert "pixels" in text or text == processed(size), size
     formula: Any = expander._formulas[among_others]
-    assert (formula.replacement((100, 90)) is not None) == (family in BY_FORMULA)
+    # LLaVA-OneVision's counts an image as if it were alone, and then it is cut into tiles.
+    wrong = among_others and family == "llava_onevision"
+    assert (formula.replacement((100, 90)) is not None) == (family in BY_FORMULA and not wrong)
 
 
 def test_formula_keeps_to_the_pixel_budget() -> None:

@@ -28,8 +28,8 @@ def by_name(found: Inspection, split: str = "train") -> dict[str, Finding]:
 def test_every_planted_fault_is_found_with_its_row(
     inspect: Inspect, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sailplan.inspect.survey._FEW_ROWS", 0)
-    monkeypatch.setattr("sailplan.inspect.survey._RANGE_ROWS", 4)
+    monkeypatch.setattr("sailplan.data.workers._FEW_ROWS", 0)
+    monkeypatch.setattr("sailplan.data.workers.RANGE_ROWS", 4)
     rows, numbers = planted_rows(tmp_path / "data")
     data = write_rows(tmp_path / "data", rows)
 

@@ -134,3 +134,26 @@ def test_family_never_heard_of_is_derived_from_config() -> None:
     assert facts.is_vision
     assert not facts.nested_images
     assert facts.untrained_token_ids(tokenizer) == {len(tokenizer) - 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        (
+            "gemma4",
+            {"text_config": {"use_bidirectional_attention": "vision"}},
+            "its image tokens attend to each other in both directions",
+        ),
+        ("llama4", {}, "its chunked_attention layers carry over from one sample to the next"),
+        ("qwen3_next", {}, "its linear_attention layers carry over"),
+        ("lfm2", {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "its conv"),
+        ("bamba", {}, "layers carry over"),
+        ("falcon_h1", {}, "layers carry over"),
+    ],
+)
+def test_family_whose_samples_would_touch_in_a_row_says_so(
+    kind: str, settings: dict[str, Any], words: str
+) -> None:
+    obstacle = family_of(transformers.AutoConfig.for_model(kind, **settings)).packing_obstacle
+    assert obstacle is not None
+    assert words in obstacle

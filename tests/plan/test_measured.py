@@ -78,3 +78,11 @@ def test_words_show_the_pair(tmp_path: Path) -> None:
     rate_only = replace(found, device="cpu", active_bytes=None, reserved_bytes=None)
     assert rate_only.words().endswith("; memory is not compared on cpu")
     assert rate_only.memory_ratio is None
+
+
+def test_waiting_for_data_is_said_and_corrects_no_plan(tmp_path: Path) -> None:
+    found = write(tmp_path / "old", planner(tmp_path).plan())
+    waited = replace(found, waiting_share=0.4)
+    assert waited.words().endswith(" s), 40% of it waiting for data")
+    assert waited.time_ratio == pytest.approx(0.6 * found.time_ratio)
+    assert "waiting" not in replace(found, waiting_share=0.04).words()

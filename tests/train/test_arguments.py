@@ -35,10 +35,18 @@ def test_arguments_with_a_kernel_package_that_is_not_there_are_refused() -> None
 
 
 def test_arguments_leave_the_data_to_sailplan_and_say_what_is_not_done(tmp_path: Path) -> None:
-    flags = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--packing", "--max_length", "64"]
+    flags = [
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--use_cpu",
+        "--eval_packing",
+        "--max_length",
+        "64",
+    ]
     args, notes = training_arguments(Run.from_flags([*flags, "--shuffle_dataset"]))
     assert (args.packing, args.max_length, args.assistant_only_loss) == (False, None, False)
     assert args.dataset_kwargs == {"skip_prepare_dataset": True}
+    assert any(note.startswith("eval_packing: does nothing") for note in notes)
     assert not any(note.startswith("packing") for note in notes)
     assert any(note.startswith("shuffle_dataset: does nothing") for note in notes)
 

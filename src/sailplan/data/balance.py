@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,11 +34,15 @@ class Work:
         images = np.asarray(image_tokens, dtype=np.float64)
         return tokens * (1 + self.attention * tokens) + self.image_token * images
 
+    def of_row(self, row: Mapping[str, Any]) -> float:
+        """Returns the work of an encoded row."""
+        return float(self.of(len(row["input_ids"]), row.get("image_tokens", 0)))
+
 
 def deal(work: Sequence[float] | NDArray[np.float64], groups: int) -> list[list[int]]:
     """Returns the indices of the samples of each group, the heaviest group first.
 
-    No group is empty: there must be at least as many samples as groups.
+    None is empty where there are at least as many samples as groups; else each sample has its own.
 
     Args:
         work: Of each sample, above zero.
@@ -68,19 +73,3 @@ def deal_steps(work: NDArray[np.float64], groups: int) -> NDArray[np.int64]:
         group_of[steps, sample] = lightest
         load[steps, lightest] += work[steps, sample]
     return group_of
-
-
-def row_tokens(
-    lengths: NDArray[np.int64], work: NDArray[np.float64], groups: int
-) -> NDArray[np.int64]:
-    """Returns the tokens of each group of each step, `[steps, groups]`.
-
-    Args:
-        lengths: Tokens of each sample, `[steps, samples]`.
-        work: What they cost, as dealt by.
-        groups: How many each step is dealt into.
-    """
-    group_of = deal_steps(work, groups)
-    tokens = np.zeros((len(work), groups), dtype=np.int64)
-    np.add.at(tokens, (np.arange(len(work))[:, None], group_of), lengths)
-    return tokens

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from sailplan.data.formats import Format
+from sailplan.data.image_inputs import ImageInputs
 from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
-from sailplan.data.pixels import Pixels
 from sailplan.model.families import Family, tokenizer_of
 from sailplan.model.positions import Positions
 
@@ -53,7 +53,7 @@ class Collator:
         dummy_image: bool = True,
         pad_to_multiple_of: int | None = None,
     ) -> None:
-        self._pixels = Pixels(processor, family, format, opener)
+        self._pixels = ImageInputs(processor, family, format, opener)
         self.positions = positions
         tokenizer = tokenizer_of(processor)
         self._pad_id = tokenizer.pad_token_id
@@ -68,6 +68,7 @@ class Collator:
         Args:
             rows: Rows with `input_ids`, `labels`, the format's image columns, `entry`, the entry
                 of the data that they are from, where there are several, and `place`, for errors.
+                Without any, the batch has nothing to train on, and an image if the data has.
 
         Returns:
             `input_ids` and `labels`, `[rows, tokens]` padded on the right with an `attention_mask`,
@@ -80,7 +81,9 @@ class Collator:
         ids = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
         labels = [_without_first(row["labels"]) for row in rows]
         images = [self._pixels.open(row) for row in rows]
-        if self._dummy_image and not any(images):
+        if not rows:
+            self._fill(ids, labels, images)
+        elif self._dummy_image and not any(images):
             self._add_dummy(ids, labels, images)
         batch = (self._pad if self.positions is None else self._pack)(ids, labels)
         batch |= self._pixels.types(batch["input_ids"])
@@ -98,6 +101,16 @@ class Collator:
                 batch.get("image_grid_thw"),
             )
         return batch
+
+    def _fill(self, ids: list[_Ids], labels: list[_Ids], images: list[list[Any]]) -> None:
+        """Makes a row for a rank that has no sample while others have."""
+        tokens, of_row = np.array([self._pad_id]), []
+        if self._pixels.has_images:
+            tokens, image = self._pixels.dummy()
+            of_row = [image]
+        ids.append(tokens)
+        labels.append(np.full(len(tokens), UNTRAINED))
+        images.append(of_row)
 
     def _add_dummy(self, ids: list[_Ids], labels: list[_Ids], images: list[list[Any]]) -> None:
         tokens, image = self._pixels.dummy()

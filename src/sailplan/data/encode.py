@@ -143,15 +143,19 @@ class Encoder:
     def fingerprint(self) -> str:
         """Returns a key of everything that decides about ids and labels, stable between runs."""
         tokenizer = self._tokenizer
+        # What the last call asked for stays there, and is asked for anew by each call.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         digest = xxhash.xxh3_128()
         for part in (
             sailplan.__version__,
             transformers.__version__,
             PINNED_DATE.isoformat(),
             repr((self.family.name, self.family.vocabulary_size, sorted(self.untrained_ids))),
-            repr((self.everything, self.truncate, self.max_length)),
+            repr((self.everything, self.max_length if self.truncate else None)),
             tokenizer.backend_tokenizer.to_str(),
             repr(sorted(tokenizer.special_tokens_map.items())),
+            repr(tokenizer.split_special_tokens),
             repr(tokenizer.chat_template),
             repr(getattr(self.processor, "chat_template", None)),
             self.processor.to_json_string() if self.processor is not tokenizer else "",

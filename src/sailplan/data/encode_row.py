@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sailplan.data.encode import Encoded, Encoder
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
+from sailplan.data.labels import UNTRAINED
 from sailplan.data.mixture import Entry, entry_of, place
 from sailplan.errors import DataError
+from sailplan.model.families import tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +41,26 @@ class RowEncoder:
             DataError: The row cannot be trained on; it is named by split and number.
         """
         entry = entry_of(self.entries, number)
+        encoded, num_images = self.encode(entry, self.place(number), row)
+        return encoded, entry, num_images
+
+    def encode(self, entry: int, where: str, row: Mapping[str, Any]) -> tuple[Encoded, int]:
+        """Returns the row encoded, and the number of its images.
+
+        Args:
+            entry: The index of its entry.
+            where: What errors call it.
+            row: The row.
+
+        Raises:
+            DataError: The row cannot be trained on.
+        """
         try:
             sample = self.format.sample(row)
             sizes = [self.opener.size(reference, entry) for reference in sample["images"]]
-            return self.encoder.encode(sample, sizes), entry, len(sizes)
+            return self.encoder.encode(sample, sizes), len(sizes)
         except DataError as error:
-            raise DataError(f"{self.place(number)}: {error}") from error
+            raise DataError(f"{where}: {error}") from error
 
     def place(self, number: int) -> str:
         """Says where a user finds a row."""
@@ -60,24 +78,45 @@ class StreamedRow:
     """Whether a longer one is an error (`over_length: fail`)."""
     told: bool = False
 
-    def __call__(self, number: int, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Returns what the collator takes, None for a row that is too long.
+    def __call__(self, entry: int, where: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns what a cached row has, and its images; None for a row that is too long.
+
+        Args:
+            entry: The index of its entry.
+            where: Where a user finds it within the entry.
+            row: The row.
 
         Raises:
             DataError: The row cannot be trained on, or is too long where that is an error.
         """
-        encoded, entry, _ = self.rows(number, row)
-        where = self.rows.place(number)
-        if self.limit is not None and len(encoded.input_ids) > self.limit:
-            got = (
-                f"{where} has {len(encoded.input_ids)} tokens, more than {self.limit} (max_length)"
-            )
+        name = self.rows.entries[entry].name
+        where = f"{self.rows.split} {where}{f' of {name}' if name else ''}"
+        encoded, num_images = self.rows.encode(entry, where, row)
+        length = len(encoded.input_ids)
+        if self.limit is not None and length > self.limit:
+            got = f"{where} has {length} tokens, more than {self.limit} (max_length)"
             if self.fails:
                 raise DataError(got, todo="raise max_length, lower max_pixels, or drop such rows")
             if not self.told:
                 self.told = True
                 print(f"{got}: left out, as all longer ones are", file=sys.stderr)
             return None
-        images = {name: row.get(name) for name in self.rows.format.image_fields}
-        found = {"input_ids": encoded.input_ids, "labels": encoded.labels}
-        return {**found, "entry": entry, "place": where, **images}
+        ids = np.asarray(encoded.input_ids, dtype=np.int32)
+        labels = np.asarray(encoded.labels, dtype=np.int32)
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "length": length,
+            "trained": int(np.count_nonzero(labels != UNTRAINED)),
+            "num_images": num_images,
+            "image_tokens": int(np.count_nonzero(ids == self.image_token_id)) if num_images else 0,
+            "entry": entry,
+            "place": where,
+            **{name: row.get(name) for name in self.rows.format.image_fields},
+        }
+
+    @property
+    def image_token_id(self) -> int:
+        """The id that stands for a part of an image."""
+        processor = self.rows.encoder.processor
+        return int(tokenizer_of(processor).convert_tokens_to_ids(processor.image_token))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sailplan.data.balance import deal_steps
@@ -68,7 +66,9 @@ def extent_of(sampler: StepSampler, epochs: int) -> Extent:
     most = _MOST_SAMPLES // count if sampler.packs else _PADDED_EPOCHS
     seen = max(1, min(epochs, most)) if sampler.shuffle else 1
     measure = _packed if sampler.packs else _padded
-    found = [measure(sampler, steps) for epoch in range(seen) for steps in _steps(sampler, epoch)]
+    found = [measure(sampler, steps) for epoch in range(seen) for steps in sampler.steps(epoch)]
+    if not found:  # `drop_last`, and fewer samples than a step has: training will tell
+        found = [measure(sampler, sampler.order(0)[None])]
     weights = np.array([one.weight for one in found], dtype=np.float64)
     held = weights * np.array([one.mean_tokens for one in found])
     largest = max(found, key=lambda one: one.tokens)
@@ -130,19 +130,6 @@ class _Measured:
     padding: float
     weight: int
     """Steps."""
-
-
-def _steps(sampler: StepSampler, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Yields the samples of an epoch's steps, `[steps, samples]`; what is left comes by itself."""
-    count, size = len(sampler.samples.lengths), sampler.effective_batch_size
-    chance = torch.Generator().manual_seed(sampler.seed + epoch)
-    drawn = torch.randperm(count, generator=chance) if sampler.shuffle else torch.arange(count)
-    order = drawn.numpy()
-    full = count // size * size
-    if full:
-        yield order[:full].reshape(-1, size)
-    if full < count and (sampler.has_tail or not full):
-        yield order[full:][None]
 
 
 def _packed(sampler: StepSampler, steps: NDArray[np.int64]) -> _Measured:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sailplan.data import archives, foreign
+from sailplan.data import archives, foreign, pixels
 from sailplan.data.local import image_root
 from sailplan.data.remote import fetch
 from sailplan.data.rgb import to_rgb
@@ -21,6 +21,8 @@ from sailplan.data.sample import ImageReference
 from sailplan.errors import DataError
 
 if TYPE_CHECKING:
+    import torch
+
     from sailplan.data.sources import Rows
     from sailplan.run.config import Run
 
@@ -80,19 +82,24 @@ class ImageOpener:
         Raises:
             DataError: As for `size`, or the pixels are corrupt or cut off.
         """
-        label = _label(reference)
         with self._header(reference, entry) as image:
-            orientation = _orientation(image)
-            try:
-                image.load()
-                upright = _turn(image, orientation)
-                return to_rgb(upright)
-            except DataError as error:
-                raise DataError(f"image {label}: {error}") from error
-            except Exception as error:  # Pillow's readers raise whatever the bytes make them raise
-                raise DataError(
-                    f"image {label} is corrupt or cut off: {error}", todo="get the file again"
-                ) from error
+            return _upright(image, _label(reference))
+
+    def decode(self, reference: ImageReference, entry: int = 0) -> torch.Tensor:
+        """Returns the pixels of `open`, for the image processor: bytes `[3, height, width]`.
+
+        Args:
+            reference: The image.
+            entry: The entry of the data that it is from.
+
+        Raises:
+            DataError: As for `open`.
+        """
+        with self._header(reference, entry) as image:
+            orientation, stored = _orientation(image), pixels.decoded(image)
+            if stored is None:
+                return pixels.of_image(_upright(image, _label(reference)))
+            return pixels.turned(stored, orientation)
 
     def _header(self, reference: ImageReference, entry: int) -> Image.Image:
         label = _label(reference)
@@ -101,7 +108,7 @@ class ImageOpener:
             image = Image.open(source, formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise self._too_large(label) from error
-        except Exception as error:  # as above: a broken header can raise anything
+        except Exception as error:  # a broken header can raise anything
             raise _not_an_image(label, source) from error
         width, height = image.size
         if width * height > self.pixel_limit:
@@ -190,6 +197,20 @@ def _orientation(image: Image.Image) -> int:
         return int(Image.Image.getexif(image).get(0x0112, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
+
+
+def _upright(image: Image.Image, label: str) -> Image.Image:
+    """Decodes an image of which the header is read, as RGB."""
+    orientation = _orientation(image)
+    try:
+        image.load()
+        return to_rgb(_turn(image, orientation))
+    except DataError as error:
+        raise DataError(f"image {label}: {error}") from error
+    except Exception as error:  # Pillow's readers raise whatever the bytes make them raise
+        raise DataError(
+            f"image {label} is corrupt or cut off: {error}", todo="get the file again"
+        ) from error
 
 
 def _turn(image: Image.Image, orientation: int) -> Image.Image:

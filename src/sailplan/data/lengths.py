@@ -7,6 +7,7 @@ import numpy as np
 
 from sailplan.data.mixture import place
 from sailplan.data.sources import Rows
+from sailplan.data.token_rows import column
 from sailplan.errors import DataError
 
 MAX_DROPPED = 0.01
@@ -41,7 +42,7 @@ def within_length(
     Raises:
         DataError: There are too many of them.
     """
-    lengths = np.asarray(encoded.with_format("numpy")["length"][:])
+    lengths = column(encoded, "length")
     fitting = np.flatnonzero(lengths <= (limit or np.inf))
     count = len(lengths) - len(fitting)
     if not count:

@@ -14,7 +14,9 @@ import pandas as pd  # type: ignore[import-untyped]  # it ships no types
 
 from sailplan.data import archives, local
 from sailplan.data.archive_rows import data_file, has_images
+from sailplan.data.archive_stream import ArchiveStream, first_samples, is_of_samples
 from sailplan.data.hub import hub_splits
+from sailplan.data.streaming.parts import finer
 from sailplan.errors import DataError
 from sailplan.hub import errors as hub_errors
 from sailplan.hub.repository import MAIN, Repository
@@ -55,7 +57,8 @@ def load_splits(source: Source, *, streaming: bool = False) -> tuple[Splits, Pat
 
     Args:
         source: What is asked for.
-        streaming: Open the rows (`datasets.IterableDataset`, its columns known) and read none.
+        streaming: Open the rows and read none. A split then is a `datasets.IterableDataset` or an
+            `ArchiveStream`, its columns known, or a dataset that lies on disk.
     """
     splits, folder = _load_splits(replace(source, streaming=streaming))
     if not streaming:
@@ -65,9 +68,10 @@ def load_splits(source: Source, *, streaming: bool = False) -> tuple[Splits, Pat
 
 
 def _opened(rows: Any) -> Any:
-    """Returns rows as a stream whose columns are known."""
-    if isinstance(rows, datasets.Dataset):  # of save_to_disk, which lies there memory-mapped
-        return rows.to_iterable_dataset()
+    """Returns rows whose columns are known, a stream's in shards that are small enough."""
+    if not isinstance(rows, datasets.IterableDataset):  # it lies on disk, or is of archives
+        return rows
+    rows = finer(rows)
     return rows if rows.features is not None else rows._resolve_features()
 
 
@@ -79,7 +83,7 @@ def _load_splits(source: Source) -> tuple[Splits, Path]:
         path, source = path / source.data_dir, replace(source, data_dir=None)
         if not path.is_dir():
             raise DataError(f"there is no folder {path}", todo="check data_dir")
-    local.glance(str(path) if path.exists() else source.path)
+    local.glance(str(path) if path.exists() else source.path, whole=not source.streaming)
     if local.is_pattern(source.path):
         folder, files = local.matching(source.path)
         return _load_files(source, local.by_split(folder, files), folder)
@@ -150,6 +154,8 @@ def _load_files(
         return _read_files(source, splits), folder
     if not all(packed):
         raise DataError(f"{source.path} holds archives and other files", allowed="one or the other")
+    if source.streaming and is_of_samples(files):
+        return {name: _archive_stream(source, group) for name, group in splits.items()}, folder
     with_images = any(has_images(file) for file in files)
     read = {file: data_file(file, with_images=with_images) for file in files}
     roots = {root for _, root in read.values()}
@@ -160,6 +166,13 @@ def _load_files(
         )
     rows = {name: [read[file][0] for file in group] for name, group in splits.items()}
     return _read_files(source, rows), roots.pop()
+
+
+def _archive_stream(source: Source, files: list[Path]) -> Any:
+    """Opens tar shards; the first samples, read as any JSON is, tell the columns."""
+    first, with_images = first_samples(files[0])
+    columns = _read_files(replace(source, streaming=False), {"head": [first]})["head"].features
+    return ArchiveStream.of(files, columns, with_images=with_images)
 
 
 def _read_files(source: Source, splits: Mapping[str, list[Path]]) -> Splits:
@@ -183,7 +196,7 @@ def _read_files(source: Source, splits: Mapping[str, list[Path]]) -> Splits:
 
 def _read(source: Source, path: str, files: list[Path], **options: Any) -> Splits:
     for file in files:
-        local.check(file)
+        local.check(file, whole=not source.streaming)
     with _quiet(), _one_line_errors(source.path, files):
         if path == "json":
             if any(file.suffix.lower() == ".json" for file in files):

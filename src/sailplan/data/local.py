@@ -121,8 +121,12 @@ def by_split(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     return splits
 
 
-def glance(name: str) -> None:
+def glance(name: str, *, whole: bool = True) -> None:
     """Refuses what cannot be data, from names and first bytes alone; a Hub name passes.
+
+    Args:
+        name: What is named.
+        whole: Whether archives are looked through for their members.
 
     Raises:
         DataError: It is a path without data behind it, or a file there is not what its name says.
@@ -135,17 +139,18 @@ def glance(name: str) -> None:
             _check_head(file)
     elif is_pattern(name):
         for file in matching(name)[1]:
-            _glance_at_file(file)
+            _glance_at_file(file, whole)
     elif path.is_file():
-        _glance_at_file(path)
+        _glance_at_file(path, whole)
     elif looks_local(name):
         raise DataError(f"there is no {name}", todo="check the path")
 
 
-def _glance_at_file(path: Path) -> None:
+def _glance_at_file(path: Path, whole: bool) -> None:
     _check_head(path)
     if path.suffix.lower() in archives.SUFFIXES:
-        archives.members(path)
+        if whole:
+            archives.members(path)
     elif builder(path) is None:
         allowed = ", ".join((*BUILDERS, *archives.SUFFIXES))
         raise DataError(f"{path} is no data file", allowed=allowed)
@@ -164,17 +169,21 @@ def image_root(run: Run) -> Path | None:
     return None if root is None else Path(root)
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, whole: bool = True) -> None:
     """Refuses a file that is not what its name says.
 
     Text is read through for its encoding, at some 500 MB a second: Arrow stores bytes that
     are no UTF-8 as they are, and it would be a row in the middle of a run that fails.
 
+    Args:
+        path: The file.
+        whole: Whether it is read through.
+
     Raises:
         DataError: It is unreadable, empty, a web page, a Git-LFS pointer, or text but not UTF-8.
     """
     _check_head(path)
-    if builder(path) in _TEXT_BUILDERS and path.suffix.lower() not in _COMPRESSIONS:
+    if whole and builder(path) in _TEXT_BUILDERS and path.suffix.lower() not in _COMPRESSIONS:
         with path.open("rb") as file:
             _check_encoding(path, file)
 

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 
+from sailplan.data import pixels
 from sailplan.data.labels import Span
+from sailplan.data.patches import patches
 from sailplan.data.token_formula import TokenFormula
 from sailplan.data.token_runs import TokenRuns
 from sailplan.errors import DataError
@@ -27,7 +30,7 @@ _MAX_KNOWN_SIZES = 4096
 
 
 def process_images(
-    processor: Any, images: Sequence[Sequence[Image.Image]], *, nested: bool
+    processor: Any, images: Sequence[Sequence[torch.Tensor | Image.Image]], *, nested: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Runs the processor's own image part, without its text part.
 
@@ -36,19 +39,40 @@ def process_images(
 
     Args:
         processor: The model's processor.
-        images: The images of each sample.
+        images: The images of each sample: bytes `[3, height, width]`, or Pillow's in RGB.
         nested: Whether its image processor wants them by sample.
 
     Returns:
         The model's inputs, and for each image the text that its placeholder becomes.
+
+    Raises:
+        ValueError: The image processor refuses an image of that size.
     """
     kwargs = processor._merge_kwargs(
         tokenizer_init_kwargs=processor.tokenizer.init_kwargs, return_tensors="pt"
     )["images_kwargs"]
-    flat = [image for sample in images for image in sample]
-    batch: Any = [list(sample) for sample in images] if nested else flat
-    inputs, replacements = processor._process_images(batch, **kwargs)
+    # Others of transformers' image processors, and those that come with a model, expect images.
+    if getattr(processor.image_processor, "backend", None) == "torchvision":
+        samples: Any = [[_as_tensor(image) for image in sample] for sample in images]
+        kwargs["input_data_format"] = "channels_first"  # else guessed, from a width of 3 too
+    else:
+        samples = [[_as_image(image) for image in sample] for sample in images]
+    flat = [image for sample in samples for image in sample]
+    if not nested and kwargs.keys() == {"return_tensors", "input_data_format"}:
+        inputs = patches(processor.image_processor, flat)
+        if inputs is not None:
+            numbers = range(len(flat))
+            return inputs, [processor.replace_image_token(inputs, image_idx=i) for i in numbers]
+    inputs, replacements = processor._process_images(samples if nested else flat, **kwargs)
     return dict(inputs), replacements
+
+
+def _as_tensor(image: torch.Tensor | Image.Image) -> torch.Tensor:
+    return pixels.of_image(image) if isinstance(image, Image.Image) else image
+
+
+def _as_image(image: torch.Tensor | Image.Image) -> Image.Image:
+    return image if isinstance(image, Image.Image) else pixels.as_image(image)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

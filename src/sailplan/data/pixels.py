@@ -1,150 +1,83 @@
-"""The images of a batch: opened, and made into what the model's forward takes for them."""
+"""An image's pixels as a tensor, decoded by torchvision where that gives what Pillow gives.
+
+torchvision decodes straight into the tensor that image processors work on; Pillow's way there is
+two copies longer. Both carry their own codecs, so where the two do not agree, Pillow decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import io
+from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from transformers.models.mllama.processing_mllama import (
-    convert_sparse_cross_attention_mask_to_dense,
-    get_cross_attention_token_mask,
-)
 
-from sailplan.data.formats import Format
-from sailplan.data.images import ImageOpener
-from sailplan.data.media import ImageExpander, process_images
-from sailplan.errors import DataError
-from sailplan.model.families import Family, tokenizer_of
+_KINDS = ("JPEG", "WEBP")
+"""What torchvision decodes. PNG is not among it: torchvision 0.29 crashes on some broken ones."""
 
-DUMMY_SIZE = (56, 56)
-"""Width and height in pixels of the image that stands in where a batch has none."""
+_MODES = ("RGB", "L")
+"""The Pillow modes without transparency, palette or profile-bound colours."""
+
+_FLIPPED = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
+"""The dimensions that an EXIF orientation mirrors, after it swapped height and width."""
 
 
-class Pixels:
-    """Makes the pixel inputs of batches.
+def decoded(image: Image.Image) -> torch.Tensor | None:
+    """Returns the pixels of an image, as they are stored, without Pillow.
 
     Args:
-        processor: The model's processor, or its tokenizer for a text-only model.
-        family: The model's family.
-        format: Says which images a row has.
-        opener: Opens them.
+        image: An image of which Pillow has read the header, and nothing else yet.
+
+    Returns:
+        Bytes `[3, height, width]`, or None where only Pillow reads it, or says what is wrong.
     """
+    kind = "JPEG" if image.format == "MPO" else image.format or ""  # a JPEG with others behind it
+    if kind not in _KINDS or image.mode not in _MODES or not _agrees(kind):
+        return None
+    file = image.fp  # type: ignore[attr-defined]  # its file, which has one as long as it is open
+    file.seek(0)
+    pixels = _decode(kind, file.read())
+    return pixels if pixels is not None and pixels.shape == (3, *image.size[::-1]) else None
 
-    def __init__(self, processor: Any, family: Family, format: Format, opener: ImageOpener) -> None:
-        self._processor, self._family = processor, family
-        self._format, self._opener = format, opener
-        self._tokenizer = tokenizer_of(processor)
-        self._expander = ImageExpander(processor, family)
-        self.has_images = family.is_vision and bool(format.image_fields)
 
-    def open(self, row: Mapping[str, Any]) -> list[Any]:
-        """Returns the images of a row.
+def of_image(image: Image.Image) -> torch.Tensor:
+    """Returns the bytes `[3, height, width]` of a Pillow image in RGB."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
-        Raises:
-            DataError: One cannot be opened; the row's place is named.
-        """
-        if not self.has_images:
-            return []
-        entry = row.get("entry", 0)
-        try:
-            return [self._opener.open(reference, entry) for reference in self._format.images(row)]
-        except DataError as error:
-            raise DataError(f"{row.get('place', 'a row')}: {error}") from error
 
-    def dummy(self) -> tuple[NDArray[np.int64], Any]:
-        """Returns the tokens of a small black image, and the image."""
-        text = self._expander.replacement(DUMMY_SIZE)
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.asarray(ids, dtype=np.int64), Image.new("RGB", DUMMY_SIZE)
+def as_image(pixels: torch.Tensor) -> Image.Image:
+    """Returns the Pillow image of bytes `[3, height, width]`."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
-    def types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns which tokens are text, image and video, where the family wants to know."""
-        if not self.has_images or not self._processor.return_mm_token_type_ids:
-            return {}
-        names = self._processor.model_input_names
-        name = "token_type_ids" if "token_type_ids" in names else "mm_token_type_ids"
-        types = self._processor.create_mm_token_type_ids(input_ids.tolist())
-        return {name: torch.tensor(types)}
 
-    def inputs(
-        self, images: Sequence[Sequence[Any]], input_ids: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Returns what the forward takes for the images of a batch.
+def turned(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Returns pixels `[3, height, width]` upright that are stored in an EXIF orientation."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 2)
+    flipped = _FLIPPED.get(orientation)
+    return pixels if flipped is None else pixels.flip(flipped)
 
-        Args:
-            images: The images of each sample, one at least.
-            input_ids: `[samples, tokens]`, or `[1, tokens]` where all samples share a row.
 
-        Raises:
-            DataError: They are no longer what they were when their tokens were counted.
-        """
-        # Image processors that want images by sample lose a sample without any at the end
-        # (transformers 5.23, `reorder_images`): they get the others, and its place is filled here.
-        with_images = [index for index, of_row in enumerate(images) if of_row]
-        given = [images[index] for index in with_images]
-        by_row = self._family.pixels_by_row
-        if by_row and len(input_ids) == 1:
-            given, with_images = [[image for sample in given for image in sample]], [0]
-        inputs, replacements = process_images(
-            self._processor, given, nested=self._family.nested_images
-        )
-        self._check(replacements, input_ids)
-        tiles = iter(inputs.pop("num_tiles", []))
-        # What image processors say for counting tokens only is no input of the model.
-        names = self._processor.model_input_names
-        pixels = {name: torch.as_tensor(v) for name, v in inputs.items() if name in names}
-        if by_row:
-            pixels = {
-                name: _in_rows(value, with_images, len(input_ids), name)
-                for name, value in pixels.items()
-            }
-        if self._family.cross_attention:
-            num_tiles = [next(tiles) if of_row else [] for of_row in images]
-            pixels["cross_attention_mask"] = self._cross_attention_mask(input_ids, num_tiles)
+def _decode(kind: str, data: bytes) -> torch.Tensor | None:
+    # Here, since it takes 2 s to import, and showing images or asking for sizes needs none of it.
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
+
+    decode = decode_jpeg if kind == "JPEG" else decode_webp
+    try:
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels: torch.Tensor = decode(encoded, mode=ImageReadMode.RGB)
         return pixels
-
-    def _check(self, replacements: Sequence[str], input_ids: torch.Tensor) -> None:
-        token = self._processor.image_token
-        expected = sum(text.count(token) for text in replacements)
-        token_id = self._tokenizer.convert_tokens_to_ids(token)
-        found = int((input_ids == token_id).sum())
-        if expected != found:
-            raise DataError(
-                f"the images of a batch take {expected} tokens, their rows have {found}: an image "
-                "was changed after its tokens were counted",
-                todo="put it back, or touch the data file so that its rows are encoded anew",
-            )
-
-    def _cross_attention_mask(
-        self, input_ids: torch.Tensor, num_tiles: list[list[int]]
-    ) -> torch.Tensor:
-        """Returns which image tiles each token sees, `[rows, tokens, images, tiles]`.
-
-        Args:
-            input_ids: The padded ids.
-            num_tiles: For each row, the number of tiles of each of its images.
-        """
-        token_id = self._processor.image_token_id
-        sparse = [get_cross_attention_token_mask(row, token_id) for row in input_ids.tolist()]
-        dense = convert_sparse_cross_attention_mask_to_dense(
-            sparse,
-            num_tiles=num_tiles,
-            max_num_tiles=self._processor.image_processor.max_image_tiles,
-            length=input_ids.shape[1],
-        )
-        return torch.from_numpy(dense)
+    except RuntimeError:  # cut off, corrupt, animated, or torchvision was built without the codec
+        return None
 
 
-def _in_rows(value: torch.Tensor, rows: list[int], num_rows: int, name: str) -> torch.Tensor:
-    """Puts what belongs to `rows` into a batch of `num_rows`, the others padded."""
-    if len(rows) == num_rows:
-        return value
-    full = value.new_zeros((num_rows, *value.shape[1:]))
-    if name == "aspect_ratio_mask":  # Mllama: padding has one tile, or its attention would be NaN
-        full[..., 0] = 1
-    full[rows] = value
-    return full
+@cache
+def _agrees(kind: str) -> bool:
+    """Tells whether both decode to the same bytes here: codecs differ from build to build."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind)
+    pixels = _decode(kind, buffer.getvalue())
+    with Image.open(buffer, formats=[kind]) as image:
+        return pixels is not None and torch.equal(pixels, of_image(image.convert("RGB")))

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from sailplan.data.balance import Work, deal, row_tokens
+from sailplan.data.balance import Work, deal
+from sailplan.data.token_rows import column
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,20 +33,18 @@ class Samples:
     @classmethod
     def of(cls, rows: Any, work: Work) -> Samples:
         """Reads the columns of a `Dataset` of encoded rows."""
-        if "image_tokens" not in rows.column_names:  # TEMPORARY
-            lengths = np.asarray(rows["length"][:])
-            return cls(lengths=lengths, image_tokens=np.zeros_like(lengths), work=work)
-        columns = rows.with_format("numpy", columns=["length", "image_tokens"])[:]
-        return cls(lengths=columns["length"], image_tokens=columns["image_tokens"], work=work)
+        lengths, image_tokens = (column(rows, name) for name in ("length", "image_tokens"))
+        return cls(lengths=lengths, image_tokens=image_tokens, work=work)
 
 
 class StepSampler(BatchRebalanceSampler):
     """Yields the indices of this rank's micro batches.
 
-    transformers' own sampler with four things otherwise: the epoch follows from the optimizer step,
+    transformers' own sampler with five things otherwise: the epoch follows from the optimizer step,
     since `set_epoch` does not reach it through accelerate's wrapper (transformers 5.23) and a run
-    that goes on would see other rows; the seed is the run's; the cost knows images; and samples
-    that share a row without padding need not be alike in length.
+    that goes on would see other rows; the seed is the run's; the cost knows images; samples that
+    share a row without padding need not be alike in length; and where an epoch's last step has
+    fewer samples than micro batches, some are empty, instead of samples being trained twice.
 
     Args:
         samples: What is drawn from.
@@ -89,31 +88,30 @@ class StepSampler(BatchRebalanceSampler):
     def __iter__(self) -> Iterator[list[int]]:
         """Yields the micro batches of the epoch that the run is in."""
         self.epoch = self._step() // max(1, self.num_global_batches)
-        return super().__iter__()  # type: ignore[no-any-return]
+        order = self.order(self.epoch).tolist()
+        for step in range(self.num_global_batches):
+            start = step * self.effective_batch_size
+            yield from self._yield_global_batch(order[start : start + self.effective_batch_size])
 
-    def largest_row(self, epochs: int) -> int:
-        """Returns the most tokens that the samples of a micro batch have, on any rank.
+    def steps(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """Yields the samples of an epoch's optimizer steps, `[steps, samples]`.
 
-        Args:
-            epochs: In so many passes over the samples.
+        What is left at the end for a smaller one comes by itself.
         """
-        return max((self._largest_of(epoch) for epoch in range(epochs)), default=0)
-
-    def _largest_of(self, epoch: int) -> int:
-        chance = torch.Generator().manual_seed(self.seed + epoch)
-        count = len(self.lengths)
-        order = torch.randperm(count, generator=chance) if self.shuffle else torch.arange(count)
         full = self.num_full_batches * self.effective_batch_size
-        steps = order[:full].numpy().reshape(self.num_full_batches, self.effective_batch_size)
-        groups = self.dp_size * self.grad_accum
-        tokens = row_tokens(self.samples.lengths[steps], self._costs[steps], groups)
-        largest = int(tokens.max(initial=0))
+        steps, rest = np.split(self.order(epoch), [full])
+        if len(steps):
+            yield steps.reshape(self.num_full_batches, self.effective_batch_size)
         if self.has_tail:
-            rest = order[full:].numpy()
-            rest = np.concatenate([rest, np.resize(order.numpy(), max(0, groups - len(rest)))])
-            tail = row_tokens(self.samples.lengths[rest][None], self._costs[rest][None], groups)
-            largest = max(largest, int(tail.max()))
-        return largest
+            yield rest[None]
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Returns the samples in the order in which steps take them, `[samples]`."""
+        count = len(self.lengths)
+        if not self.shuffle:
+            return np.arange(count)
+        chance = torch.Generator().manual_seed(self.seed + epoch)
+        return torch.randperm(count, generator=chance).numpy()
 
     def _cost(self, bs: int, max_len: int) -> float:
         """Returns the work of the text of so many samples, padded to one length."""
@@ -128,8 +126,10 @@ class StepSampler(BatchRebalanceSampler):
 
     def _assign(self, indices: list[int], lengths: list[int]) -> list[list[list[int]]]:
         """Returns the samples of each rank's micro batches, `[rank][micro batch]`."""
-        if not self.packs:
+        groups = self.dp_size * self.grad_accum
+        if not self.packs and len(indices) > groups:
             return super()._assign(indices, lengths)  # type: ignore[no-any-return]
-        groups = deal(self._costs[indices], self.dp_size * self.grad_accum)
-        dealt = [[indices[member] for member in group] for group in groups]
+        dealt = [
+            [indices[member] for member in group] for group in deal(self._costs[indices], groups)
+        ]
         return [dealt[rank :: self.dp_size] for rank in range(self.dp_size)]

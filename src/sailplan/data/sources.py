@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -18,6 +18,7 @@ from sailplan.data.streaming import (
     held_out_rows,
     is_streaming,
 )
+from sailplan.data.streaming.parts import Part, Shards, Table
 from sailplan.errors import DataError, RunFileError
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _stream_rows(run: Run, sources: list[Source], names: list[str]) -> Rows:
             raise DataError(
                 f"{source.path} has no split {source.split!r} to stream", allowed=", ".join(splits)
             )
-        parts.append(_columns(source, _undecoded_stream(splits[source.split])))
+        parts.append(_part(source, splits[source.split]))
     features = datasets.Features(
         {name: kind for part in reversed(parts) for name, kind in part.features.items()}
     )
@@ -134,21 +135,20 @@ def _stream_rows(run: Run, sources: list[Source], names: list[str]) -> Rows:
         parts=parts,
         shares=None if fractions[0] is None else [share or 0.0 for share in fractions],
         seed=run.get("seed"),
-        buffer_size=run.get("shuffle_buffer_size"),
+        window_rows=run.get("shuffle_buffer_size"),
         features=features,
     )
     entries = tuple(
-        Entry(name=name, folder=folder, columns=tuple(part.column_names), start=n * ENTRY_ROWS)
+        Entry(name=name, folder=folder, columns=tuple(part.features), start=n * ENTRY_ROWS)
         for n, (name, (_, folder), part) in enumerate(zip(names, loaded, parts, strict=True))
     )
     numbers: list[int] = []
     evaluation = None
     if run.get("eval_size"):
-        numbers, evaluation = held_out_rows(stream.numbered(), int(run.get("eval_size")), features)
+        stream, numbers, evaluation = held_out_rows(stream, int(run.get("eval_size")))
     elif run.get("eval_strategy") not in (None, "no"):
         evaluation = _streamed_test_split(run, sources[0], loaded[0][0])
         numbers = list(range(len(evaluation)))
-    stream = replace(stream, held_out=frozenset(numbers if run.get("eval_size") else ()))
     numbered: dict[str, Sequence[int]] = {"train": (), "eval": numbers}
     return Rows(train=stream, eval=evaluation, entries=entries, numbers=numbered)
 
@@ -160,13 +160,21 @@ def _streamed_test_split(run: Run, source: Source, splits: Splits) -> datasets.D
             f"eval_strategy {run.get('eval_strategy')} without rows to evaluate on",
             todo="set eval_size, or a dataset_test_split that exists",
         )
-    rows = _columns(source, _undecoded_stream(splits[name]))
-    return datasets.Dataset.from_list(list(rows), features=rows.features)
+    part = _part(source, splits[name])
+    rows = [dict(row) for unit in range(part.num_units) for _, row in part.rows(unit)]
+    return datasets.Dataset.from_list(rows, features=part.features)
 
 
-def _undecoded_stream(rows: Any) -> Any:
-    """Returns a stream with its images as they are stored; all else is decoded."""
-    return rows.cast(datasets.Features(changed(rows.features, _without_decoding)))
+def _part(source: Source, rows: Any) -> Part:
+    """Returns opened rows in units, their images as they are stored; all else is decoded."""
+    rows = _columns(source, rows)
+    if isinstance(rows, datasets.Dataset):
+        return Table(table=_undecoded(rows))
+    if isinstance(rows, datasets.IterableDataset):
+        undecoded = datasets.Features(changed(rows.features, _without_decoding))
+        return Shards(stream=rows.cast(undecoded))
+    part: Part = rows
+    return part
 
 
 def _name(number: int, source: Source) -> str:
@@ -195,7 +203,7 @@ def _split(source: Source, splits: Splits) -> datasets.Dataset:
     return rows
 
 
-def _columns(source: Source, rows: datasets.Dataset) -> datasets.Dataset:
+def _columns(source: Source, rows: Any) -> Any:
     if source.columns is None:
         return rows
     missing = [column for column in source.columns if column not in rows.column_names]

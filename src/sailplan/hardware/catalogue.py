@@ -68,6 +68,12 @@ class GpuModel:
         """Whether it computes in bfloat16."""
         return self.bf16_flops is not None
 
+    def peak_flops(self, dtype: str) -> float:
+        """Returns the FLOP/s at most of matrix products in `bfloat16`, `float16` or `float32`."""
+        if dtype == "bfloat16":
+            return self.bf16_flops or self.fp32_flops
+        return self.fp16_flops if dtype == "float16" else self.fp32_flops
+
 
 # One direction. A bridge that joins two PCIe cards is left out: it does not reach the others.
 _LINKS = {

@@ -193,8 +193,7 @@ def _splits(rows: Rows, max_rows: int | None, tally: Tally) -> list[Split]:
     raw, numbers = rows.train, rows.numbers["train"]
     if isinstance(raw, Stream):
         count = max_rows or STREAM_ROWS
-        held_out = raw.held_out
-        first = list(islice(((n, r) for n, r in raw.numbered() if n not in held_out), count))
+        first = list(islice(raw.numbered(), count))
         numbers = [number for number, _ in first]
         message = f"{len(first)} rows were looked at"
         tally.add("train", None, Problem(name="streamed", message=message))

@@ -1,13 +1,9 @@
-"""Looks at all rows of a run, on every core: ranges of rows go to processes that were forked."""
+"""Looks at all rows of a run, on every core."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +11,10 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from sailplan.errors import DataError
+from sailplan.data.workers import in_order
 from sailplan.inspect.findings import Tally
 from sailplan.inspect.rows import Facts, RowReader
 from sailplan.progress import track
-
-_RANGE_ROWS = 128
-"""Rows that a process is given at once: few enough that the last ranges end together."""
-
-_FEW_ROWS = 96
-"""So few are read faster than processes are started."""
-
-_IN_FLIGHT = 4
-"""Ranges for each process that wait or are worked on, so that none waits for this one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +74,7 @@ def survey(split: Split, reader: RowReader, tally: Tally, *, workers: int | None
     }
     images: list[tuple[int, ...]] = [()] * total
     methods: Counter[str] = Counter()
-    found = _look_at_all(split, reader, workers or len(os.sched_getaffinity(0)))
+    found = _look_at_all(split, reader, workers)
     for index, facts in track(found, label=f"inspecting {split.name}", total=total):
         for name, column in columns.items():
             column[index] = getattr(facts, name)
@@ -105,66 +92,22 @@ def survey(split: Split, reader: RowReader, tally: Tally, *, workers: int | None
     )
 
 
-def _look_at_all(split: Split, reader: RowReader, workers: int) -> Iterator[tuple[int, Facts]]:
+def _look_at_all(
+    split: Split, reader: RowReader, workers: int | None
+) -> Iterator[tuple[int, Facts]]:
+    def look(rows: range) -> list[tuple[int, Facts]]:
+        columns: dict[str, list[Any]] = split.rows[rows.start : rows.stop]
+        each = (
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        )
+        return [(i, reader.look(split.numbers[i], row)) for i, row in zip(rows, each, strict=True)]
+
     total = len(split.rows)
-    starts = range(0, total, _RANGE_ROWS)
-    workers = min(workers, len(starts))
-    if workers <= 1 or total <= _FEW_ROWS:
-        for start in starts:
-            yield from _look_at_range(split, reader, start)
-        return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("fork"),
-        initializer=_begin,
-        initargs=(split, reader),
-    ) as pool:
-        waiting = list(reversed(starts))
-        running: set[Future[list[tuple[int, Facts]]]] = set()
-        try:
-            while True:
-                while waiting and len(running) < workers * _IN_FLIGHT:
-                    running.add(pool.submit(_work, waiting.pop()))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield from future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that read rows was killed, most likely for want of memory",
-                todo="try --workers 1",
-            ) from error
-        finally:
-            for future in running:
-                future.cancel()
+    for facts in in_order(look, total, workers=workers, killed_todo="try --workers 1"):
+        yield from facts
 
 
 _COUNTS = ("length_tokens", "trained_tokens", "image_tokens", "num_images")
 _HASHES = ("content", "question")
 """The facts of a row that a survey keeps in columns."""
-
-_given: tuple[Split, RowReader]
-"""What a forked process looks at, and with what."""
-
-
-def _begin(split: Split, reader: RowReader) -> None:
-    import torch
-
-    global _given
-    torch.set_num_threads(1)  # the parent's threads are not there after a fork
-    _given = (split, reader)
-
-
-def _work(start: int) -> list[tuple[int, Facts]]:
-    split, reader = _given
-    return list(_look_at_range(split, reader, start))
-
-
-def _look_at_range(split: Split, reader: RowReader, start: int) -> Iterator[tuple[int, Facts]]:
-    columns: dict[str, list[Any]] = split.rows[start : start + _RANGE_ROWS]
-    rows = zip(*columns.values(), strict=True)
-    for index, values in enumerate(rows, start=start):
-        row = dict(zip(columns, values, strict=True))
-        yield index, reader.look(split.numbers[index], row)

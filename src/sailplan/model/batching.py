@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from sailplan.model.families import Family
     from sailplan.run.config import Run
 
+_SDPA = "sdpa"
 PACK, PAD = "pack", "pad"
 _TRL = ("packing", "padding_free")
-_FAST = ("sdpa", FLASH, "flash_attention_3", "flex_attention")
+_FAST = (_SDPA, FLASH, "flash_attention_3", "flash_attention_4", "flex_attention")
 """Attention that computes each sample of a row by itself; others make a mask of the whole row."""
 
 
@@ -41,9 +42,11 @@ def choose_batching(run: Run, family: Family, attention: str) -> tuple[bool, str
         return False, f"batching: pad ({family.name} cannot be packed: {obstacle})"
     if asked == PACK:
         return True, f"batching: pack ({by}); each optimizer step has the samples it would have had"
+    if run.get("neftune_noise_alpha"):
+        return False, "batching: pad (neftune_noise_alpha makes less noise in longer rows)"
     if attention not in _FAST:
         return False, f"batching: pad ({attention} attention would need a mask of tokens × tokens)"
-    if family.sliding_window_tokens is not None and attention == "sdpa":
+    if family.sliding_window_tokens is not None and attention == _SDPA:
         window = f"a sliding window of {family.sliding_window_tokens} tokens without flash-attn"
         return False, f"batching: pad ({window} would need a mask of tokens × tokens)"
     return True, "batching: pack; each optimizer step has the samples it would have had"

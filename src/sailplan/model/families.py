@@ -171,6 +171,8 @@ def tokenizer_of(processor: Any) -> Any:
 def _packing_obstacle(name: str, text: Any) -> str | None:
     if name in _UNPACKABLE:
         return _UNPACKABLE[name]
+    if getattr(text, "use_bidirectional_attention", None):  # "vision" in some Gemma 4
+        return _BOTH_WAYS
     kinds = {*(getattr(text, "layer_types", None) or ())} - _PLAIN_LAYERS
     if getattr(text, "attention_chunk_size", None):
         kinds.add("chunked_attention")

@@ -11,16 +11,19 @@ transformers' own `sdpa` and its mask.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, or_masks, sdpa_mask
 
 SEGMENTS = "sdpa_by_segment"
 """The name under which transformers knows it."""
+_MORE_THAN_CAUSAL = or_masks(causal_mask_function).__qualname__
+"""The name of masks in which some tokens see later ones: images, where they are read both ways."""
 
 
 def attend_by_segment(model: PreTrainedModel) -> None:
@@ -54,6 +57,7 @@ def segment_mask(
     *,
     q_length: int,
     kv_length: int,
+    mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,
     use_vmap: bool = False,
@@ -64,17 +68,20 @@ def segment_mask(
     Args:
         q_length: Tokens that attend.
         kv_length: Tokens that are attended to.
+        mask_function: Says which token attends to which.
         attention_mask: Which tokens are padding, `[batch, tokens]`; None without any.
         local_size: The sliding window, in tokens.
         use_vmap: Whether the model has rules of its own for the mask.
         **arguments: What `sdpa_mask` takes besides.
     """
     within_window = local_size is None or q_length <= local_size
-    if attention_mask is None and q_length == kv_length and within_window and not use_vmap:
+    causal = not use_vmap and mask_function.__qualname__ != _MORE_THAN_CAUSAL
+    if attention_mask is None and q_length == kv_length and within_window and causal:
         return None
     mask: torch.Tensor | None = sdpa_mask(
         q_length=q_length,
         kv_length=kv_length,
+        mask_function=mask_function,
         attention_mask=attention_mask,
         local_size=local_size,
         use_vmap=use_vmap,

@@ -161,7 +161,7 @@ def describe(model: nn.Module) -> str:
     """
     trainable = total = 0
     for parameter in model.parameters():
-        count = _count(parameter)
+        count = num_weights(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     share = 100 * trainable / total if total else 0.0
@@ -179,14 +179,15 @@ def describe_parts(
     """
     parts, lines = parameters_by_part(model), []
     for part, parameters in parts.items():
-        trainable = sum(_count(p) for p in parameters.values() if p.requires_grad)
-        total = sum(map(_count, parameters.values()))
+        trainable = sum(num_weights(p) for p in parameters.values() if p.requires_grad)
+        total = sum(map(num_weights, parameters.values()))
         how = f"learning rate {rates[part]:g}" if trainable else "frozen"
         lines.append(f"{part}: trainable params: {trainable:,} || all params: {total:,} || {how}")
     return tuple(lines) if len(parts) > 1 else ()
 
 
-def _count(parameter: nn.Parameter) -> int:
+def num_weights(parameter: nn.Parameter) -> int:
+    """Returns the weights of a tensor: packed 4-bit ones unpacked, ZeRO-3's shards whole."""
     quantised = getattr(parameter, "quant_state", None)
     if quantised is not None:
         return math.prod(quantised.shape)

@@ -16,6 +16,9 @@ from sailplan.run.directory import RunDirectory
 if TYPE_CHECKING:
     from sailplan.run.config import Run
 
+WORTH_TELLING = 0.05
+"""The part of a step that may be waiting before it is told."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
@@ -36,6 +39,8 @@ class Measured:
     """The peak that was planned, as torch allocates it."""
     comparable: bool
     """Whether this is what was planned: the GPU, and the micro batch."""
+    waiting_share: float = 0.0
+    """The part of the time that was waiting for data, which no plan counts."""
 
     @property
     def memory_ratio(self) -> float | None:
@@ -44,8 +49,8 @@ class Measured:
 
     @property
     def time_ratio(self) -> float:
-        """Measured over planned time of a step."""
-        return self.step_s / self.planned_step_s
+        """Measured over planned time of a step, without its waiting for data."""
+        return self.step_s * (1 - self.waiting_share) / self.planned_step_s
 
     def text(self) -> str:
         """Returns the text of the run directory's file."""
@@ -54,6 +59,8 @@ class Measured:
     def words(self) -> str:
         """Returns both, measured and planned, as a line."""
         rate = f"{self.step_s:.2f} s a step (planned {self.planned_step_s:.2f} s)"
+        if self.waiting_share > WORTH_TELLING:
+            rate += f", {self.waiting_share:.0%} of it waiting for data"
         if self.active_bytes is None or self.reserved_bytes is None:
             return f"measured: {rate}; memory is not compared on {self.device}"
         gib = 2**30

@@ -12,16 +12,17 @@ from sailplan.launcher.local import HOST, meeting_port
 from sailplan.preflight.finding import Finding, Subject, failed, ok, unchecked
 from sailplan.run.config import Run
 from sailplan.sizes import shown_bytes
+from sailplan.train.shared_memory import (
+    DEEPSPEED_BYTES,
+    MORE_SHARED_MEMORY,
+    PREFETCHED,
+    SHARED_MEMORY,
+)
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - it is what is checked
 INFINIBAND = Path("/sys/class/infiniband")
 
 COMFORTABLE_BYTES = 1 << 30
 """What any run with workers and some GPUs gets by with; a container has 64 MB unless told."""
-
-DEEPSPEED_BYTES = 66 << 20
-"""A rank's workspace of DeepSpeed's communication on the CPU: twice 32 MiB, and twice 1 MiB
-(deepspeed 0.19, csrc/cpu/comm/shm.cpp)."""
 
 NCCL_BYTES = 32 << 20
 """A rank's share of NCCL's buffers, where the GPUs reach each other through host memory."""
@@ -34,9 +35,6 @@ LEAST_FILES = 1024
 
 FILES_PER_BATCH = 8
 """Tensors of a batch on its way from a worker, each an open file."""
-
-PREFETCHED = 2
-"""Batches that each worker is ahead; torch's default."""
 
 
 def shared_memory(subject: Subject) -> Finding:
@@ -56,8 +54,7 @@ def shared_memory(subject: Subject) -> Finding:
     if free < wanted:
         return failed(
             f"{text}, and {shown_bytes(wanted)} are wanted ({why})",
-            fix="start the container with --shm-size=16g (or --ipc=host), or remount /dev/shm "
-            "with size=…; else dataloader_num_workers: 0",
+            fix=f"{MORE_SHARED_MEMORY}; else dataloader_num_workers: 0",
         )
     return ok(f"{text}; {shown_bytes(wanted)} are wanted ({why})")
 

@@ -65,7 +65,7 @@ GONE: Mapping[str, str] = {
     "overwrite_output_dir": "a directory that holds another run is refused, and the same run goes "
     "on where resume_from_checkpoint says",
     "add_eos_token": "the end of every answer is always there and always trained",
-    "include_tokens_per_second": "tokens are counted by include_num_input_tokens_seen",
+    "include_tokens_per_second": "tokens_per_s is always logged",
     "half_precision_backend": "there is one way to do mixed precision",
     "fp16_backend": "there is one way to do mixed precision",
     "fp16_opt_level": "there is one way to do mixed precision",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sailplan.errors import RunFileError
 from sailplan.hub.access import check_push
-from sailplan.model.precision import fit_to_device
+from sailplan.model.precision import find_device, fit_to_device
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.train.evaluation import evaluation_arguments
@@ -38,6 +38,7 @@ _OURS: dict[str, Any] = {
 }
 
 _IDLE = {
+    "eval_packing": "does nothing here; held-out rows share rows where those of training do",
     "truncation_mode": "does nothing here; over_length says what becomes of long samples",
     "shuffle_dataset": "does nothing here; the samples are drawn in random order anyway",
 }
@@ -53,15 +54,18 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     from transformers.utils import is_liger_kernel_available
     from trl import SFTConfig
 
-    defaults = {
+    device = find_device(use_cpu=bool(run.get("use_cpu")))
+    defaults: dict[str, Any] = {
         "report_to": "tensorboard",
-        "include_num_input_tokens_seen": "all",
         "disable_tqdm": not sys.stderr.isatty(),
     }
+    if device.kind == "cuda" and run.get("dataloader_pin_memory"):
+        # Else each batch would wait for all that the GPU has still to do.
+        defaults["accelerator_config"] = {"non_blocking": True}
     if run.get("gradient_checkpointing"):
         defaults |= without_search(run.get("gradient_checkpointing_kwargs"))
     unset = {name: value for name, value in defaults.items() if not run.is_set(name)}
-    fitted, notes = fit_to_device(run)
+    fitted, notes = fit_to_device(run, device)
     notes += [f"{name}: {why}" for name, why in _IDLE.items() if run.is_set(name) and run.get(name)]
     output_dir = str(RunDirectory.of(run).path)
     args = run.arguments(

@@ -8,8 +8,16 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sailplan.plan.measured import WORTH_TELLING
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+
+_RATES = (
+    ("tokens_per_s", "{:.0f} tokens/s", 0.0),
+    ("mfu", "{:.0%} of peak", 0.0),
+    ("data_wait_share", "{:.0%} waiting for data", WORTH_TELLING),
+)
+"""What of the rates a plain line of progress has, how, and above which value."""
 
 
 class MetricsFile(TrainerCallback):
@@ -78,6 +86,9 @@ class PlainProgress(TrainerCallback):
             return
         shown = ("loss", "eval_loss", "grad_norm", "learning_rate", "train_loss")
         metrics = "  ".join(f"{name} {logs[name]:.4g}" for name in shown if name in logs)
+        for name, text, least in _RATES:
+            if logs.get(name, 0.0) > least:
+                metrics += f"  {text.format(logs[name])}"
         done = state.global_step - self.first_step
         left = ""
         if done > 0 and state.global_step < state.max_steps:

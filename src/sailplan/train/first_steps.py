@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,6 +16,7 @@ from sailplan.hardware.catalogue import of_driver
 from sailplan.plan.measured import Measured
 from sailplan.plan.record import Plan, read_plan
 from sailplan.run.directory import RunDirectory
+from sailplan.train.throughput import Throughput
 
 MEASURED_STEPS = 10
 """Steps that are timed, behind the first, which warms up."""
@@ -27,10 +27,11 @@ class FirstSteps(TrainerCallback):
 
     Args:
         directory: Where the plan lies, if there is one, and where the record goes.
+        throughput: Knows how much of the steps was waiting for data.
     """
 
-    def __init__(self, directory: RunDirectory) -> None:
-        self.directory = directory
+    def __init__(self, directory: RunDirectory, throughput: Throughput | None = None) -> None:
+        self.directory, self.throughput = directory, throughput
         self.ended: list[float] = []
         self.done = False
 
@@ -64,16 +65,22 @@ class FirstSteps(TrainerCallback):
         peaks = _largest_of_all_ranks(args.device) if on_gpu else None
         if not state.is_world_process_zero or len(self.ended) < 2:
             return
-        plan = _plan(self.directory.plan_file)
+        plan = plan_of(self.directory)
         if plan is None:
             return
-        found = measure(args, plan, peaks, self.ended)
+        waited = self.throughput.waiting_share if self.throughput else 0.0
+        found = measure(args, plan, peaks, self.ended, waiting_share=waited)
         print(found.words(), flush=True)
         write_atomically(self.directory.measured_file, found.text().encode())
 
 
 def measure(
-    args: TrainingArguments, plan: Plan, peaks: tuple[int, int] | None, ended: list[float]
+    args: TrainingArguments,
+    plan: Plan,
+    peaks: tuple[int, int] | None,
+    ended: list[float],
+    *,
+    waiting_share: float = 0.0,
 ) -> Measured:
     """Returns the record of some steps.
 
@@ -82,6 +89,7 @@ def measure(
         plan: Its plan.
         peaks: Active and reserved bytes at their highest; None where there is no GPU.
         ended: When each step ended, in seconds; two at least.
+        waiting_share: The part of their time that was waiting for data.
     """
     device = torch.cuda.get_device_name() if peaks else "cpu"
     model = of_driver(device) if peaks else None
@@ -97,6 +105,7 @@ def measure(
         reserved_bytes=peaks[1] if peaks else None,
         planned_bytes=plan.chosen.memory.peak_bytes,
         comparable=same_gpu and same_batch,
+        waiting_share=round(waiting_share, 4),
     )
 
 
@@ -113,8 +122,9 @@ def _largest_of_all_ranks(device: torch.device) -> tuple[int, int]:
     return int(active), int(reserved)
 
 
-def _plan(path: Path) -> Plan | None:
+def plan_of(directory: RunDirectory) -> Plan | None:
     """Returns the plan of the run; None where it has none, or one of another version."""
+    path = directory.plan_file
     try:
         return read_plan(path) if path.is_file() else None
     except OutputError:

@@ -43,34 +43,30 @@ def train(run: Run) -> None:
         calm_libraries()
         from transformers import PrinterCallback
 
-        from sailplan.data.collator import Collator
         from sailplan.data.default_template import complete_template, is_chat
         from sailplan.data.encode import Encoder
-        from sailplan.data.extent import largest_words
         from sailplan.data.formats import resolve_format
         from sailplan.data.images import image_opener
+        from sailplan.data.own_ids import check_own_ids
         from sailplan.data.prepare import prepare
         from sailplan.data.sources import load_rows
         from sailplan.data.work import work_of
         from sailplan.evaluate.speaker import end_answers
-        from sailplan.model.batching import choose_batching
         from sailplan.model.families import family_of
-        from sailplan.model.load import attention, load_model
-        from sailplan.model.packed_attention import attend_by_segment
-        from sailplan.model.positions import Positions
+        from sailplan.model.load import load_model
         from sailplan.model.processor import load_processor_and_tokens
         from sailplan.model.source import load_config
         from sailplan.model.trainable import lora_config, trained_parts
         from sailplan.model.vocabulary import grown
         from sailplan.train.arguments import training_arguments
+        from sailplan.train.batches import collator_of, settle_batches
         from sailplan.train.callbacks import MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
-        from sailplan.train.first_steps import FirstSteps
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.gradients import GradientGuard
         from sailplan.train.optimizer import optimizer_by_part
-        from sailplan.train.parts import every_rank_needs_images, settle_parts
+        from sailplan.train.parts import settle_parts
         from sailplan.train.pins import pinned
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
@@ -90,30 +86,22 @@ def train(run: Run) -> None:
     opener = image_opener(run, rows)
     say(*complete_template(processor, chat=is_chat(format, rows)))
     family = grown(family_of(load_config(run)), added_ids)
-    data = prepare(run, rows, format, Encoder.of(run, processor, family), opener)
+    encoder = Encoder.of(run, processor, family)
+    data = prepare(run, rows, format, encoder, opener)
     say(*data.notes)
+    if args.process_index == 0:
+        say(*check_own_ids(encoder, format, opener, rows, data.train))
 
     checkpoint = directory.asked_checkpoint(run)
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
-    implementation, why = attention(run)
-    say(f"attention: {implementation}, {why}")
-    packs, words = choose_batching(run, family, implementation)
-    say(words)
-    if packs and implementation == "sdpa":
-        attend_by_segment(model)
 
     adapters = lora_config(run, model, added_ids)
     trained = trained_parts(run, model, adapters)
-    collator = Collator(
-        processor,
-        family,
-        format,
-        opener,
-        positions=Positions(model.config) if packs else None,
-        dummy_image=every_rank_needs_images(trained),
-        pad_to_multiple_of=args.pad_to_multiple_of,
+    collator, words = collator_of(
+        run, args, model, processor, family, format, opener, trained=trained
     )
+    say(*words)
     trainer = Trainer(
         model=model,
         args=args,
@@ -128,7 +116,6 @@ def train(run: Run) -> None:
             MetricsFile(run),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
-            FirstSteps(directory),
             *early_stopping(run),
         ],
     )
@@ -137,15 +124,7 @@ def train(run: Run) -> None:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
-    if args.process_index == 0 and trainer.sampler is not None:  # takes a moment, of millions
-        say(
-            largest_words(
-                trainer.sampler,
-                epochs=args.num_train_epochs,
-                max_steps=args.max_steps,
-                multiple=args.pad_to_multiple_of,
-            )
-        )
+    say(*settle_batches(run, trainer, directory, family))
 
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model()

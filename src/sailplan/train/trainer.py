@@ -11,25 +11,28 @@ same on one process or many, whatever the batch size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from sailplan.data.balance import Work
 from sailplan.data.collator import Collator
+from sailplan.data.counts import COUNTS, CountingCollator, image_token_of
 from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
+from sailplan.data.streaming.loader import training_loader
+from sailplan.errors import DataError
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
 from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
+from sailplan.train.throughput import Throughput
 
 
 class Trainer(SFTTrainer):
@@ -41,11 +44,16 @@ class Trainer(SFTTrainer):
         **arguments: What `SFTTrainer` takes.
     """
 
+    throughput: Throughput | None = None
+    """Counts what is trained on, where it is given before training."""
+
     def __init__(
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
     ) -> None:
-        super().__init__(data_collator=LossInputs(collate=collator), **arguments)
-        self.collator, self._head, self._work = collator, HeadPositions(self.model), work
+        image_token = image_token_of(arguments["model"].config)
+        counting = CountingCollator(LossInputs(collate=collator), image_token)
+        super().__init__(data_collator=counting, **arguments)
+        self.collator, self.head, self._work = collator, HeadPositions(self.model), work
         self._sampler: StepSampler | None = None
 
     @property
@@ -79,7 +87,16 @@ class Trainer(SFTTrainer):
             self._sampler.packs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.sampler or super()._get_train_sampler(train_dataset)
+        sampler = self.sampler
+        if sampler is None:
+            return super()._get_train_sampler(train_dataset)
+        if not len(sampler):
+            raise DataError(
+                f"{len(sampler.lengths)} rows fill no step of {sampler.effective_batch_size} "
+                "samples, and dataloader_drop_last leaves out what fills none",
+                todo="remove dataloader_drop_last, or lower gradient_accumulation_steps",
+            )
+        return sampler
 
     def compute_loss(
         self,
@@ -95,8 +112,30 @@ class Trainer(SFTTrainer):
         if self.label_smoother is not None:  # it computes from all logits
             del inputs["shift_labels"]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self._head.at(positions):
+        with self.head.at(positions):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+        """Takes the batches of a step, under the eyes of `throughput`."""
+        if self.throughput:
+            epoch_iterator = self.throughput.watch(epoch_iterator)
+        taken: tuple[list[dict[str, Any]], torch.Tensor | int | None]
+        taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return taken
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs.pop(COUNTS, None)  # of held-out batches, which nobody watches
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs a record, with what was done since the last one where it is of training."""
+        self._metrics["train"].pop("num_tokens", None)  # TRL's counts packed rows wrongly
+        if self.throughput:
+            self.throughput.add_to(logs, self.args, self.state)
+        super().log(logs, start_time)
 
     def prediction_step(
         self,
@@ -113,7 +152,7 @@ class Trainer(SFTTrainer):
         inputs = self._prepare_inputs(inputs)
         positions, rows = inputs.pop(HEAD_POSITIONS), inputs.pop(LABEL_ROWS)
         num_rows = inputs.pop(NUM_ROWS)
-        with torch.no_grad(), self.compute_loss_context_manager(), self._head.at(positions):
+        with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(positions):
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         found = [-outputs.log_probs, outputs.is_top1, outputs.label_mask]
         of_labels = torch.stack([values[0].float() for values in found], dim=1)
@@ -143,15 +182,15 @@ class Trainer(SFTTrainer):
         """
         if not isinstance(self.train_dataset, EncodedStream):
             return super().get_train_dataloader()
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
+        return training_loader(
             self.train_dataset,
+            self.data_collator,
             batch_size=self._train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=workers,
+            accumulation=self.args.gradient_accumulation_steps,
+            work=self._work(self.model).of_row if self.collator.positions is not None else None,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
         )
 
     def _load_best_model(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig
 
 from sailplan.data.balance import Work
+from sailplan.data.extent import extent_of
 from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.work import work_of
 from sailplan.errors import RunFileError
@@ -70,7 +71,7 @@ def test_largest_row_is_the_one_that_training_deals(tmp_path: Path) -> None:
     lengths = lengths_of(100)
     found = batches(tmp_path, data=rows(100, *lengths))(4, "sdpa")
     trained = sampler(lengths, Work(attention=1 / (12 * 64)))
-    assert found.length_tokens == trained.largest_row(3)  # num_train_epochs
+    assert found.length_tokens == extent_of(trained, 3).tokens  # num_train_epochs
     assert found.segments
     assert sum(found.segments) == found.length_tokens
     assert set(found.segments) <= set(lengths)
@@ -105,11 +106,11 @@ def test_largest_row_of_rows_with_images_is_dealt_by_the_work_of_training(
     work = work_of(real, load_processor(run), family_of(AutoConfig.from_pretrained(folder)))
     trained = sampler(facts.lengths, work, images=list(facts.image_tokens))
     assert work.image_token > 0
-    assert found(4, "sdpa").length_tokens == trained.largest_row(3)
+    assert found(4, "sdpa").length_tokens == extent_of(trained, 3).tokens
     assert found(4, "sdpa").images_per_row >= 1
     with only_kept():  # and is not dealt again
         found._known.clear()
-        assert found(4, "sdpa").length_tokens == trained.largest_row(3)
+        assert found(4, "sdpa").length_tokens == extent_of(trained, 3).tokens
 
 
 def test_largest_row_of_many_rows_is_drawn_from_the_sample(tmp_path: Path) -> None:

@@ -83,10 +83,7 @@ def compute_dtype(workload: Workload) -> str:
 
 def peak_flops(workload: Workload, gpu: GpuModel) -> float:
     """Returns the GPU's peak in the dtype that the run computes in."""
-    dtype = compute_dtype(workload)
-    if dtype == "bfloat16":
-        return gpu.bf16_flops or gpu.fp32_flops
-    return gpu.fp16_flops if dtype == "float16" else gpu.fp32_flops
+    return gpu.peak_flops(compute_dtype(workload))
 
 
 def utilisation(workload: Workload, gpu: GpuModel, *, tokens: float) -> float:

@@ -1,4 +1,4 @@
-"""How many optimizer steps a run takes: transformers' Trainer's own count."""
+"""How many optimizer steps a run takes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from dataclasses import dataclass
 class Steps:
     """Counts of one run."""
 
-    micro_batches_per_epoch: int
-    """Of each rank."""
     per_epoch: int
-    """Optimizer steps of one epoch; its last one may have fewer micro batches."""
+    """Optimizer steps of one epoch; its last one may have fewer rows."""
     total: int
     """Optimizer steps of the run."""
 
@@ -33,10 +31,9 @@ def count_steps(
     max_steps: int = -1,
     drop_last: bool = False,
 ) -> Steps:
-    """Counts as Trainer and accelerate do (transformers 5.23, accelerate 1.15).
+    """Counts as Trainer does of the micro batches that `StepSampler` deals (transformers 5.23).
 
-    Batches are cut from all rows and dealt to the ranks; where they do not come out even, rows are
-    repeated. What is left of an epoch for fewer than `accumulation` micro batches is a step too.
+    What is left of an epoch for less than a step is a step too.
 
     Args:
         rows: Rows that are trained on, those dropped for their length left out.
@@ -47,8 +44,7 @@ def count_steps(
         max_steps: Where it is above 0, it is the number of steps.
         drop_last: `dataloader_drop_last`.
     """
-    batches = rows // micro_batch if drop_last else math.ceil(rows / micro_batch)
-    of_rank = batches // ranks if drop_last else math.ceil(batches / ranks)
-    per_epoch = max(math.ceil(of_rank / accumulation), 1)
+    of_step = micro_batch * accumulation * ranks
+    per_epoch = max(rows // of_step if drop_last else math.ceil(rows / of_step), 1)
     total = max_steps if max_steps > 0 else math.ceil(epochs * per_epoch)
-    return Steps(micro_batches_per_epoch=of_rank, per_epoch=per_epoch, total=total)
+    return Steps(per_epoch=per_epoch, total=total)
