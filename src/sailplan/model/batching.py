@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _SDPA = "sdpa"
 PACK, PAD = "pack", "pad"
 _TRL = ("packing", "padding_free")
+READ = ("batching", *_TRL, "neftune_noise_alpha")
+"""The fields of a run that decide."""
 _FAST = (_SDPA, FLASH, "flash_attention_3", "flash_attention_4", "flex_attention")
 """Attention that computes each sample of a row by itself; others make a mask of the whole row."""
 

@@ -64,6 +64,13 @@ def cache_folder() -> Path:
     return Path(os.path.expandvars(written)).expanduser() / "plans"
 
 
+_DEALING = (
+    *(f"data/{name}.py" for name in ("balance", "extent", "sampler", "work")),
+    *(f"model/{name}.py" for name in ("batching", "families", "packed_attention")),
+)
+"""How micro batches are made, beside this room."""
+
+
 class NotKeptError(Exception):
     """What is asked for was not made before, and may not be made now."""
 
@@ -127,9 +134,13 @@ def _path(kind: type, key: str) -> Path:
 
 @cache
 def _sources() -> list[tuple[str, int, int]]:
-    """Returns size and time of this room's files: a clone's version stays while they change."""
+    """Returns size and time of the files that plans follow from.
+
+    A clone's version stays while they change.
+    """
     room = Path(__file__).parent
-    status = {str(path.relative_to(room)): path.stat() for path in sorted(room.rglob("*.py"))}
+    files = [*sorted(room.rglob("*.py")), *(room.parent / name for name in _DEALING)]
+    status = {str(path.relative_to(room.parent)): path.stat() for path in files}
     return [(name, found.st_size, found.st_mtime_ns) for name, found in status.items()]
 
 

@@ -135,6 +135,14 @@ def test_padded_micro_batches_are_planned_as_padded(tmp_path: Path, micro_batch:
         assert found.mean_tokens < 1.5 * 4 * np.mean(lengths)
 
 
+def test_noise_that_packing_would_change_is_planned_as_padded(tmp_path: Path) -> None:
+    data = rows(100, *lengths_of(100))
+    assert batches(tmp_path, data=data)(4, "sdpa").packs  # what is kept of it is not asked again
+    noisy = batches(tmp_path, "--neftune_noise_alpha", "5", data=data)(4, "sdpa")
+    assert not noisy.packs
+    assert "neftune_noise_alpha" in noisy.why
+
+
 def test_rows_that_are_grouped_by_length_may_be_the_longest_together(tmp_path: Path) -> None:
     flags = ("--train_sampling_strategy", "group_by_length")
     found = batches(tmp_path, *flags, data=rows(100, *lengths_of(100)))(4, "sdpa")

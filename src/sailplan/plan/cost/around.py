@@ -21,19 +21,14 @@ def steps_of(run: Run, rows: int | None, chosen: Candidate) -> Steps | None:
     if rows is None and run.get("max_steps") <= 0:
         return None
     per_step = chosen.micro_batch * chosen.accumulation * chosen.ranks
-    drops = bool(run.get("dataloader_drop_last"))
-    if rows is None:
-        rows = run.get("max_steps") * per_step
-    elif drops and run.get("train_sampling_strategy") != "group_by_length":
-        rows -= rows % per_step  # training's sampler drops a step that is not whole
     return count_steps(
-        rows=rows,
+        rows=run.get("max_steps") * per_step if rows is None else rows,
         micro_batch=chosen.micro_batch,
         accumulation=chosen.accumulation,
         ranks=chosen.ranks,
         epochs=run.get("num_train_epochs"),
         max_steps=run.get("max_steps"),
-        drop_last=drops,
+        drop_last=bool(run.get("dataloader_drop_last")),
     )
 
 

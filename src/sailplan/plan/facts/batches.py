@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sailplan.model.batching import READ
 from sailplan.plan.facts.data import DataFacts
 from sailplan.plan.store import cached
 
@@ -76,8 +77,7 @@ def making_of(run: Run, config: Mapping[str, Any], attention: str) -> Making:
     Raises:
         RunFileError: Packing is asked for and the model cannot.
     """
-    names = ("batching", "packing", "padding_free")
-    asked = {name: run.get(name) for name in names if run.is_set(name)}
+    asked = {name: run.get(name) for name in READ if run.is_set(name)}
     key = json.dumps([config, asked, attention], sort_keys=True, default=str)
     return cached(Making, f"making {key}", lambda: _making(run, config, attention))
 
