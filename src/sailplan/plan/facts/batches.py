@@ -120,6 +120,7 @@ class Batches:
     data: DataFacts
     global_batch: int
     weights: Callable[[], Mapping[str, tuple[int, int]]]
+    _makings: dict[str, Making] = field(default_factory=dict)
     _known: dict[tuple[int, bool], Batch] = field(default_factory=dict)
 
     def __call__(self, micro_batch: int, attention: str) -> Batch:
@@ -132,7 +133,10 @@ class Batches:
         Raises:
             RunFileError: Packing is asked for and the model cannot.
         """
-        making = making_of(self.run, self.config, attention)
+        making = self._makings.get(attention)
+        if making is None:
+            making = making_of(self.run, self.config, attention)
+            self._makings[attention] = making
         key = micro_batch, making.packs
         if key not in self._known:
             self._known[key] = self._batch(micro_batch, making)
