@@ -7,7 +7,7 @@ epoch warms up and is not counted. Two kinds of data: lengths as they come (log-
 alike, where there is no padding to save. TRL runs as it is, which trains on everything but padding,
 and with `assistant_only_loss`, which is what sailplan trains on.
 
-    python benchmarks/throughput.py [--repetitions 5] [--samples 64] [--workers 0] [--json FILE]
+    python benchmarks/throughput.py [--repetitions 5] [--samples 32] [--workers 0] [--json FILE]
 
 Prints a table of medians and ratios; exits with 1 where an aim is missed. Measure on a quiet
 machine: the runs take turns, so that a slow minute meets all of them.
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 AIM_MIXED, AIM_EQUAL = 1.9, 0.97
-EPOCHS = 3
+EPOCHS = 2
 MICRO_BATCH, ACCUMULATION = 4, 2
 WORDS = ("a", "red", "square", "beside", "the", "small", "green", "triangle", "on", "white")
 PEERS = ("trl", "trl assistant", "sailplan")
@@ -41,7 +41,7 @@ KINDS = {"mixed": AIM_MIXED, "equal": AIM_EQUAL}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader, for both")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
