@@ -72,6 +72,7 @@ def curve(
             {"gradient_checkpointing": True, KWARGS: '{"use_reentrant": true}'}, id="reentrant"
         ),
         pytest.param({"pad_to_multiple_of": 64}, id="multiple"),
+        pytest.param({"dataset_streaming": True, "shuffle_buffer_size": 5}, id="streamed"),
     ],
 )
 def test_packed_run_has_the_curve_of_the_padded_one(curve: Curve, values: dict[str, Any]) -> None:

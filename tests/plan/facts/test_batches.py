@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sailplan.data.balance import Work
 from sailplan.data.extent import extent_of
@@ -29,16 +29,10 @@ from sailplan.plan.simulation.simulate import simulate
 from sailplan.plan.store import only_kept
 from sailplan.run.config import Run
 from tests.plan.made import planner, rows
+from tests.plan.tiny import CONFIG
 from tests.support.rows import chat_rows
 
-LLAMA = LlamaConfig(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=160,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-).to_dict()
+LLAMA = CONFIG.to_dict()
 
 
 def batches(
