@@ -33,7 +33,7 @@ from tests.support.rows import chat_rows
 def as_row(length: int, trained: int, num_images: int = 0) -> dict[str, Any]:
     labels = [UNTRAINED] * (length - trained) + [7] * trained
     return {"input_ids": [9] * num_images + [7] * (length - num_images), "labels": labels} | (
-        {"num_images": num_images} if num_images else {}
+        {"num_images": num_images, "image_tokens": num_images} if num_images else {}
     )
 
 
@@ -48,7 +48,7 @@ def padded(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 def test_counts_of_a_padded_batch_are_those_of_its_rows() -> None:
     rows = [as_row(5, 2, num_images=2), as_row(3, 1), as_row(9, 4, num_images=1)]
     batch = padded(rows) | {"pixel_values": torch.zeros(6, 12)}
-    assert count_batch(rows, batch, image_token_id=9) == BatchCounts(
+    assert count_batch(rows, batch) == BatchCounts(
         tokens=17,
         trained=7,
         samples=3,
@@ -78,11 +78,10 @@ def test_counts_take_an_image_that_stands_in_for_padding(
     collator = Collator(processor, family, resolve_format(run, rows), image_opener(run, rows))
     text = [as_row(6, 2) | {"images": []}, as_row(8, 2) | {"images": []}]
 
-    batch = CountingCollator(collator, processor.image_token_id)(text)
+    batch = CountingCollator(collator)(text)
 
     counts = batch.pop(COUNTS)
-    assert (counts.tokens, counts.images) == (14, 0)
-    assert counts.image_tokens > 0
+    assert (counts.tokens, counts.images, counts.image_tokens) == (14, 0, 0)
     assert counts.padding == batch["input_ids"].numel() - 14
     assert counts.pixels == batch["pixel_values"].numel() > 0
 

@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sailplan.data.balance import Work
+from sailplan.data.encode import Encoder
+from sailplan.data.extent import extent_of
+from sailplan.data.formats import resolve_format
+from sailplan.data.images import image_opener
+from sailplan.data.prepare import prepare
 from sailplan.data.sampler import Samples, StepSampler
+from sailplan.data.sources import load_rows
+from sailplan.data.work import work_of
 from sailplan.errors import RunFileError
 from sailplan.inspect.inspection import Inspection
 from sailplan.inspect.padding import Padding, Settings, padding_of
-from tests.support.rows import chat_rows
+from sailplan.model.families import family_of
+from sailplan.run.config import Run
+from tests.support.rows import chat_rows, mixed_rows
 
 WORK = Work(attention=1 / 768)
 
@@ -130,3 +140,33 @@ def test_packing_that_the_model_cannot_do_is_an_error(
     data = chat_rows(tmp_path / "data", 4)
     with pytest.raises(RunFileError, match="attend to each other in both directions"):
         inspect(data, "--batching", "pack", family="gemma3")
+
+
+@pytest.mark.usefixtures("datasets_cache")
+def test_largest_row_is_the_one_that_training_deals(
+    tmp_path: Path, inspect: Callable[..., Inspection], tiny_model: Callable[[str], Path]
+) -> None:
+    folder, data = tiny_model("qwen2_vl"), mixed_rows(tmp_path / "data", 32)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor, family = AutoProcessor.from_pretrained(folder), family_of(model.config)
+    run = Run.from_flags(["--model_name_or_path", str(folder), "--dataset_name", str(data)])
+    rows = load_rows(run)
+    encoder = Encoder.of(run, processor, family)
+    encoded = prepare(run, rows, resolve_format(run, rows), encoder, image_opener(run, rows))
+    sampler = StepSampler(
+        Samples.of(encoded.train, work_of(model, processor, family)),
+        packs=True,
+        step_samples=8,
+        ranks=1,
+        accumulation=2,
+        rank=0,
+        seed=run.get("seed"),
+        step=lambda: 0,
+        drop_last=False,
+    )
+
+    asked = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
+    padding = inspect(data, *asked).padding
+
+    assert padding is not None
+    assert padding.largest_tokens == extent_of(sampler, 3).tokens  # num_train_epochs

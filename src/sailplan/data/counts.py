@@ -88,15 +88,13 @@ READING = Stopwatch()
 """What reads rows runs under it, in whichever process that is."""
 
 
-def count_batch(
-    rows: Rows, batch: Mapping[str, torch.Tensor], image_token_id: int | None = None
-) -> BatchCounts:
+def count_batch(rows: Rows, batch: Mapping[str, torch.Tensor]) -> BatchCounts:
     """Counts a batch.
 
     Args:
-        rows: What it was made of: `input_ids`, and `num_images` where they have any.
+        rows: What it was made of: `input_ids`, and where they have images `num_images` and
+            `image_tokens`.
         batch: The model's inputs: `input_ids` and `labels`, `[rows, tokens]`, or `shift_labels`.
-        image_token_id: The token that stands for images.
     """
     lengths = np.array([len(row["input_ids"]) for row in rows], dtype=np.int64)
     tokens = int(lengths.sum())
@@ -109,16 +107,11 @@ def count_batch(
         trained=int(labels.ne(UNTRAINED).sum()),
         samples=len(rows),
         images=sum(int(row.get("num_images") or 0) for row in rows),
-        image_tokens=0 if image_token_id is None else int(ids.eq(image_token_id).sum()),
+        image_tokens=sum(int(row.get("image_tokens") or 0) for row in rows),
         padding=ids.numel() - tokens,
         squares=int((lengths**2).sum()),
         pixels=0 if pixels is None else pixels.numel(),
     )
-
-
-def image_token_of(config: Any) -> int | None:
-    """Returns the token that stands for images by a model's config; None for a text model."""
-    return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
 
 class CountingCollator:
@@ -126,20 +119,17 @@ class CountingCollator:
 
     Args:
         collator: Makes the model's inputs of rows.
-        image_token_id: The token that stands for images; None for a model without.
     """
 
-    def __init__(
-        self, collator: Callable[[Rows], dict[str, Any]], image_token_id: int | None = None
-    ) -> None:
-        self.collator, self.image_token_id = collator, image_token_id
+    def __init__(self, collator: Callable[[Rows], dict[str, Any]]) -> None:
+        self.collator = collator
         self._process, self._cpu_s = 0, 0.0
 
     def __call__(self, rows: Rows) -> dict[str, Any]:
         """Returns what the collator makes of the rows, and the counts."""
         began, cpu_s = time.perf_counter(), time.process_time()
         batch = self.collator(rows)
-        counts = count_batch(rows, batch, self.image_token_id)
+        counts = count_batch(rows, batch)
         # A worker does nothing else from one batch to the next: its reading counts too.
         if get_worker_info() is not None and self._process == os.getpid():
             cpu_s = self._cpu_s

@@ -40,6 +40,8 @@ class Encoded:
     """Token ids, `[tokens]`."""
     labels: list[int]
     """For each token its id where it is trained, else -100, `[tokens]`."""
+    image_tokens: int
+    """Tokens that stand for images; those that frame one do not count."""
     method: Method
     """How it was found what is trained."""
 
@@ -77,6 +79,8 @@ class Encoder:
                 f"{type(self._tokenizer).__name__} gives no character offsets",
                 todo="save the model with a fast tokenizer (tokenizer.json)",
             )
+        token = getattr(processor, "image_token", None)
+        self._image_id = -1 if token is None else self._tokenizer.convert_tokens_to_ids(token)
         self.untrained_ids = family.untrained_token_ids(processor)
         self.endings = Endings.of(processor, self.untrained_ids)
         self._template: ChatTemplate | None = None
@@ -138,7 +142,12 @@ class Encoder:
         )
         if self.truncate and self.max_length is not None and len(ids) > self.max_length:
             ids, labels = self._cut(ids, labels, self.max_length)
-        return Encoded(input_ids=ids, labels=labels, method=marked.method)
+        return Encoded(
+            input_ids=ids,
+            labels=labels,
+            image_tokens=ids.count(self._image_id),
+            method=marked.method,
+        )
 
     def fingerprint(self) -> str:
         """Returns a key of everything that decides about ids and labels, stable between runs."""

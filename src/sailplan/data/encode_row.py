@@ -15,7 +15,6 @@ from sailplan.data.images import ImageOpener
 from sailplan.data.labels import UNTRAINED
 from sailplan.data.mixture import Entry, entry_of, place
 from sailplan.errors import DataError
-from sailplan.model.families import tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,14 +108,8 @@ class StreamedRow:
             "length": length,
             "trained": int(np.count_nonzero(labels != UNTRAINED)),
             "num_images": num_images,
-            "image_tokens": int(np.count_nonzero(ids == self.image_token_id)) if num_images else 0,
+            "image_tokens": encoded.image_tokens,
             "entry": entry,
             "place": where,
             **{name: row.get(name) for name in self.rows.format.image_fields},
         }
-
-    @property
-    def image_token_id(self) -> int:
-        """The id that stands for a part of an image."""
-        processor = self.rows.encoder.processor
-        return int(tokenizer_of(processor).convert_tokens_to_ids(processor.image_token))

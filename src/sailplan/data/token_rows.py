@@ -22,7 +22,6 @@ from sailplan.data.counts import READING
 from sailplan.data.encode_row import RowEncoder
 from sailplan.data.labels import UNTRAINED
 from sailplan.data.mixture import Entry, place
-from sailplan.model.families import tokenizer_of
 
 Ints = NDArray[np.int32]
 
@@ -63,9 +62,6 @@ class RangeEncoder:
         Raises:
             DataError: A row cannot be trained on; it is the first one.
         """
-        processor = self.encode.encoder.processor
-        token = getattr(processor, "image_token", None)
-        image_id = None if token is None else tokenizer_of(processor).convert_tokens_to_ids(token)
         columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
         given: dict[str, list[Any]] = self.raw[rows.start : rows.stop]
         for index, values in zip(rows, zip(*given.values(), strict=True), strict=True):
@@ -79,7 +75,7 @@ class RangeEncoder:
                 "length": len(ids),
                 "trained": int((spans[1::2] - spans[::2]).sum()),
                 "num_images": num_images,
-                "image_tokens": 0 if image_id is None else int(np.count_nonzero(ids == image_id)),
+                "image_tokens": encoded.image_tokens,
                 "row": index,
                 "entry": entry,
                 "method": encoded.method,

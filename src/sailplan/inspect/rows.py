@@ -71,7 +71,7 @@ class RowReader:
             tokenizer("a")["input_ids"][:1] == [self._bos_id]
         )
         self._ending_ids = frozenset(tokenizer.convert_tokens_to_ids(list(encoder.endings.special)))
-        # Which ids stand for images, the last entry for all that are larger than every one of them.
+        # Which ids stand for or frame images, the last entry for all that are larger than those.
         self._is_media = np.zeros(max(encoder.untrained_ids, default=-1) + 2, dtype=bool)
         self._is_media[list(encoder.untrained_ids)] = True
         written = [token for token in encoder.endings.special if len(token) > 2]
@@ -142,7 +142,7 @@ class RowReader:
         trained = np.asarray(encoded.labels, dtype=np.int64) != UNTRAINED
         facts.length_tokens, facts.trained_tokens = len(ids), int(trained.sum())
         images = self._is_media[np.minimum(ids, len(self._is_media) - 1)]
-        facts.image_tokens = int(images.sum())
+        facts.image_tokens = encoded.image_tokens
         seen = np.array(digests, dtype=np.uint64).tobytes()
         facts.images = digests
         facts.content = _hash(ids.tobytes(), trained.tobytes(), seen)

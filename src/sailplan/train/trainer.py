@@ -23,7 +23,7 @@ from trl import SFTTrainer
 
 from sailplan.data.balance import Work
 from sailplan.data.collator import Collator
-from sailplan.data.counts import COUNTS, CountingCollator, image_token_of
+from sailplan.data.counts import COUNTS, CountingCollator
 from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
@@ -50,8 +50,7 @@ class Trainer(SFTTrainer):
     def __init__(
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
     ) -> None:
-        image_token = image_token_of(arguments["model"].config)
-        counting = CountingCollator(LossInputs(collate=collator), image_token)
+        counting = CountingCollator(LossInputs(collate=collator))
         super().__init__(data_collator=counting, **arguments)
         self.collator, self.head, self._work = collator, HeadPositions(self.model), work
         self._sampler: StepSampler | None = None

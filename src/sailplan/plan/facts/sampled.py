@@ -86,7 +86,7 @@ def encoded(run: Run, rows: Rows, format: Format, opener: ImageOpener, most: int
     complete_template(processor, chat=is_chat(format, rows))
     family = grown(family_of(load_config(run)), added_ids)
     encoder = Encoder.of(run, processor, family)
-    tally, num_rows, image_id = _Tally(), _count(rows), getattr(processor, "image_token_id", None)
+    tally, num_rows = _Tally(), _count(rows)
     if family.is_vision:
         tally.patches_per_token = patches_per_token(processor, family)
     indices = _spread(num_rows, most)
@@ -99,8 +99,7 @@ def encoded(run: Run, rows: Rows, format: Format, opener: ImageOpener, most: int
             tally.broken.append(f"row {number}: {error}")
             continue
         trained = sum(label >= 0 for label in found.labels)
-        of_images = sum(token == image_id for token in found.input_ids)
-        tally.add(len(found.input_ids), of_images, trained, sizes)
+        tally.add(len(found.input_ids), found.image_tokens, trained, sizes)
     return tally.facts(num_rows, len(indices))
 
 
