@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from sailplan.errors import DataError
+from sailplan.hardware.detect import detect_cpu_cores
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ def in_order(
     ranges = [
         range(start, min(start + RANGE_ROWS, num_rows)) for start in range(0, num_rows, RANGE_ROWS)
     ]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(ranges))
+    workers = min(workers or detect_cpu_cores().value, len(ranges))
     if workers <= 1 or num_rows <= _FEW_ROWS:
         yield from map(work, ranges)
         return

@@ -8,14 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sailplan.data.labels import UNTRAINED
 
 HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS = "head_positions", "label_rows", "num_rows"
-"""What the trainer takes out of a batch before the model sees it."""
+"""What `take_out` takes out of a batch before the model sees it."""
+
+
+class Taken(NamedTuple):
+    """What of a batch is no input of the model; see `LossInputs`."""
+
+    positions: torch.Tensor
+    label_rows: torch.Tensor
+    num_rows: int
+
+
+def take_out(batch: dict[str, Any]) -> Taken:
+    """Takes out of a batch what `LossInputs` added for the trainer alone."""
+    return Taken(*(batch.pop(name) for name in (HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ from sailplan.errors import DataError
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
-from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
+from sailplan.train.loss_inputs import LossInputs, Taken, take_out
 from sailplan.train.throughput import Throughput
 
 
@@ -105,9 +105,7 @@ class Trainer(SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Computes the loss as TRL does, the head at the positions that have a label alone."""
-        positions = inputs.pop(HEAD_POSITIONS)
-        for name in (LABEL_ROWS, NUM_ROWS):
-            inputs.pop(name)
+        positions = take_out(inputs).positions
         if self.label_smoother is not None:  # it computes from all logits
             del inputs["shift_labels"]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -136,6 +134,18 @@ class Trainer(SFTTrainer):
             self.throughput.add_to(logs, self.args, self.state)
         super().log(logs, start_time)
 
+    def scored(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Taken]:
+        """Returns what the head says at each label of a batch, `[1, labels]`, without gradients.
+
+        Args:
+            model: The model as it is called in training, wrapped where it is.
+            inputs: A batch as `LossInputs` makes it.
+        """
+        inputs = self._prepare_inputs(inputs)
+        taken = take_out(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(taken.positions):
+            return model(**inputs, use_cache=False, fused_lm_head=True), taken
+
     def prediction_step(
         self,
         model: Any,
@@ -148,14 +158,11 @@ class Trainer(SFTTrainer):
         TRL's fused LM head computes the log-probabilities of the labels piece by piece, in
         evaluation as in training.
         """
-        inputs = self._prepare_inputs(inputs)
-        positions, rows = inputs.pop(HEAD_POSITIONS), inputs.pop(LABEL_ROWS)
-        num_rows = inputs.pop(NUM_ROWS)
-        with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(positions):
-            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        outputs, taken = self.scored(model, inputs)
         found = [-outputs.log_probs, outputs.is_top1, outputs.label_mask]
         of_labels = torch.stack([values[0].float() for values in found], dim=1)
-        of_rows = of_labels.new_zeros(num_rows, 3).index_add(0, rows, of_labels)
+        of_rows = of_labels.new_zeros(taken.num_rows, 3)
+        of_rows = of_rows.index_add(0, taken.label_rows, of_labels)
         # Rows that only fill up the last batch of some rank are left out by accelerate here.
         self._sums += self.accelerator.gather_for_metrics(of_rows).double().sum(dim=0).cpu()
         loss, _, tokens = of_rows.sum(dim=0)

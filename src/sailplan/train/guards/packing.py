@@ -19,7 +19,7 @@ from sailplan.data.own_ids import check_samples
 from sailplan.errors import DataError
 from sailplan.model.packed_attention import SEGMENTS, attend_by_mask
 from sailplan.model.parts import base_model
-from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
+from sailplan.train.loss_inputs import LossInputs
 from sailplan.train.say import say
 
 if TYPE_CHECKING:
@@ -101,15 +101,10 @@ def _log_probabilities(
 ) -> torch.Tensor:
     """Returns those of all labels, sample after sample."""
     model = trainer.model_wrapped
-    batch = trainer._prepare_inputs(LossInputs(collate=collator)(rows))
-    positions = batch.pop(HEAD_POSITIONS)
-    for name in (LABEL_ROWS, NUM_ROWS):
-        batch.pop(name)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), trainer.compute_loss_context_manager(), trainer.head.at(positions):
-            outputs = model(**batch, use_cache=False, fused_lm_head=True)
+        outputs, _ = trainer.scored(model, LossInputs(collate=collator)(rows))
     finally:
         model.train(was_training)
     found: torch.Tensor = outputs.log_probs[0]
