@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from sailplan.data.sources import load_rows
 from sailplan.errors import DataError
 from sailplan.model.families import family_of
 from sailplan.run.config import Run
+from tests.support.launch import two_ranks
 
 RunOn = Callable[..., Run]
 Tiny = Callable[[str], Path]
@@ -244,15 +242,8 @@ def test_ranks_wait_for_one_that_encodes_and_end_with_it(
     script = tmp_path / "rank.py"
     script.write_text(_RANK)
     arguments = [tmp_path / "cache", products, tiny_model("qwen2_vl"), tiny_model("mllama")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
-    done = subprocess.run(
-        [*command, "--nproc_per_node", "2", str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-    )
+    done = two_ranks(script, arguments)
 
     said = dict(re.findall(r"rank (\d) encoded (.*)", done.stdout))
     assert said.keys() == {"0", "1"}, done.stderr

@@ -11,7 +11,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from sailplan.errors import DataError, OutputError
 from sailplan.model.families import family_of
 from sailplan.model.pixels import set_pixel_budget
 from sailplan.run.config import Run
+from tests.support.launch import two_ranks
 
 RunOn = Callable[..., Run]
 Tiny = Callable[[str], Path]
@@ -508,15 +508,8 @@ def test_ranks_wait_longer_than_the_time_out_of_their_group(
     script.write_text(_RANK)
     arguments = [tmp_path / "ranks", texts(tmp_path, 60), tiny_model("llama")]
     (tmp_path / "ranks").mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
-    done = subprocess.run(
-        [*command, "--nproc_per_node", "2", str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-    )
+    done = two_ranks(script, arguments)
 
     said = set(done.stdout.splitlines())
     assert {

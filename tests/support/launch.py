@@ -88,6 +88,18 @@ def accelerate_launch(
     )
 
 
+def two_ranks(script: Path, arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    """Runs a script that makes its own process group on two CPU ranks, and waits for its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, "--nproc_per_node", "2", str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
+
+
 def losses(output_dir: Path) -> list[float]:
     """Reads the training loss of each logged step."""
     lines = (output_dir / "metrics.jsonl").read_text().splitlines()
