@@ -81,3 +81,15 @@ class CheckpointError(SailplanError):
     """A checkpoint or an adapter is incomplete, corrupt, or not what it seems."""
 
     exit_code = 9
+
+
+class HangError(SailplanError):
+    """A rank made no progress for too long; the run goes on from its last whole checkpoint."""
+
+    exit_code = 10
+
+
+class StoppedError(SailplanError):
+    """Somebody asked the run to stop, and it has: it goes on when it is started again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -219,6 +219,51 @@ class SailplanArguments:
             "non-zero, finite gradient; 0 switches the check off."
         },
     )
+    save_first_step: bool = field(
+        default=True,
+        metadata={
+            "help": "Save a first checkpoint after the first optimizer step, so that a save that "
+            "cannot work fails at once. It goes when the next one is whole."
+        },
+    )
+    save_sharded: bool = field(
+        default=False,
+        metadata={
+            "help": "ZeRO-3: checkpoints hold the ranks' shards alone, and no rank gathers the "
+            "whole model to save it."
+        },
+    )
+    hang_timeout: float = field(
+        default=600.0,
+        metadata={
+            "help": "Seconds without progress of a rank after which the run ends, with the stack "
+            "of every rank; 0 waits for ever."
+        },
+    )
+    on_bad_loss: str = field(
+        default="stop",
+        metadata={
+            "help": "What happens where a loss or a gradient is not finite: the run stops, or the "
+            "step is left out.",
+            "choices": ["stop", "skip"],
+        },
+    )
+    max_bad_samples: int = field(
+        default=0,
+        metadata={
+            "help": "Rows, over all ranks, that may turn out broken while training and are then "
+            "left out; one more ends the run."
+        },
+    )
+    on_oom: str | None = field(
+        default=None,
+        metadata={
+            "help": "What `sailplan train` does where memory runs out: go on with the next plan "
+            "that keeps the global batch, ask, or stop. Where not given, it asks on a terminal, "
+            "takes the next plan in a Slurm job, and stops elsewhere.",
+            "choices": ["next_plan", "ask", "stop"],
+        },
+    )
 
 
 @dataclass

@@ -1,8 +1,7 @@
-"""Where everything of a run lies: the one place that knows the file names under `output_dir`."""
+"""Whose an `output_dir` is: what a run may write there, and what it goes on from."""
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,102 +13,26 @@ from sailplan.run import saved
 from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 from sailplan.run.identity import changes
+from sailplan.run.paths import RunPaths
 from sailplan.run.repositories import REVISIONS, pin, remembered
 from sailplan.run.repositories import text as text_of_pins
 
 _TRACES = ("trainer_state.json", "training_args.bin", "config.json", "adapter_config.json")
 """Files that tell of weights or a run which sailplan did not start."""
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
 
 @dataclass(frozen=True, slots=True)
-class RunDirectory:
+class RunDirectory(RunPaths):
     """The files under one `output_dir`; nothing is created before `claim`.
 
     A launcher claims it before it starts the ranks, and takes the claim back where they end before
     training began. Ranks that nobody launched claim it themselves when training begins.
     """
 
-    path: Path
-
     @classmethod
     def of(cls, run: Run) -> RunDirectory:
         """Returns the directory of a run; transformers' `trainer_output` where none is written."""
         return cls(Path(run.get("output_dir") or "trainer_output").expanduser().absolute())
-
-    @property
-    def run_file(self) -> Path:
-        """The run as resolved: launch it again from here."""
-        return self.path / "run.yaml"
-
-    @property
-    def train_file(self) -> Path:
-        """What the ranks read: the run, flat, without the launcher's part."""
-        return self.path / "train.yaml"
-
-    @property
-    def accelerate_file(self) -> Path:
-        """The accelerate preset in use."""
-        return self.path / "accelerate.yaml"
-
-    @property
-    def command_file(self) -> Path:
-        """The exact command that was run."""
-        return self.path / "command.txt"
-
-    @property
-    def environment_file(self) -> Path:
-        """Versions and hardware."""
-        return self.path / "environment.json"
-
-    @property
-    def revisions_file(self) -> Path:
-        """Which commit each revision was that the run file does not write as one."""
-        return self.path / "revisions.json"
-
-    @property
-    def plan_file(self) -> Path:
-        """What the run was planned to need, and why it is divided as it is."""
-        return self.path / "plan.json"
-
-    @property
-    def measured_file(self) -> Path:
-        """What its first steps took, beside what was planned."""
-        return self.path / "measured.json"
-
-    @property
-    def trackers_file(self) -> Path:
-        """The ids by which trackers know the run; no secrets."""
-        return self.path / "trackers.json"
-
-    @property
-    def curves(self) -> Path:
-        """TensorBoard's folder, one for the life of the run."""
-        return self.path / "tensorboard"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON object a line, one line a log record; there since training began."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def generations_file(self) -> Path:
-        """One JSON object a line: what the model answered to a held-out row at an evaluation."""
-        return self.path / "generations.jsonl"
-
-    def checkpoint(self, step: int) -> Path:
-        """Returns where the checkpoint of an optimizer step lies."""
-        return self.path / f"checkpoint-{step}"
-
-    def checkpoints(self) -> list[Path]:
-        """Returns the checkpoints that are there, whole or not, oldest first."""
-        found = [
-            (int(match.group(1)), entry)
-            for entry in self._entries()
-            if (match := _CHECKPOINT.fullmatch(entry.name)) and entry.is_dir()
-        ]
-        return [entry for _, entry in sorted(found)]
 
     def asked_checkpoint(self, run: Run) -> Path | None:
         """Returns the checkpoint that `resume_from_checkpoint` names; for `true` the last one.
@@ -232,9 +155,6 @@ class RunDirectory:
     def _unwritable(self, error: OSError) -> OutputError:
         got = f"cannot write output_dir {self.path}: {error.strerror}"
         return OutputError(got, todo="choose another output_dir")
-
-    def _entries(self) -> list[Path]:
-        return sorted(self.path.iterdir()) if self.path.is_dir() else []
 
     def _refuse_another_run(self, run: Run) -> None:
         if self.path.exists() and not self.path.is_dir():

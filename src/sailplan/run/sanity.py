@@ -55,6 +55,8 @@ RANGES: Mapping[str, _Range] = {
     "lora_r": _AT_LEAST_ONE,
     "lora_alpha": _AT_LEAST_ONE,
     "max_steps": _Range(low=-1),
+    "hang_timeout": _NOT_NEGATIVE,
+    "max_bad_samples": _NOT_NEGATIVE,
     "num_train_epochs": _POSITIVE,
     "eval_size": _POSITIVE,
     "test_split_size": _POSITIVE,

@@ -32,7 +32,9 @@ from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
 from sailplan.train.loss_inputs import LossInputs, Taken, take_out
+from sailplan.train.phase import PHASE
 from sailplan.train.throughput import Throughput
+from sailplan.train.votes import Votes
 
 
 class Trainer(SFTTrainer):
@@ -53,6 +55,8 @@ class Trainer(SFTTrainer):
         counting = CountingCollator(LossInputs(collate=collator))
         super().__init__(data_collator=counting, **arguments)
         self.collator, self.head, self._work = collator, HeadPositions(self.model), work
+        self.votes = Votes(self.accelerator)
+        self.add_callback(self.votes)
         self._sampler: StepSampler | None = None
 
     @property
@@ -116,11 +120,20 @@ class Trainer(SFTTrainer):
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """Takes the batches of a step, under the eyes of `throughput`."""
+        PHASE.move("waiting for data", self.state.global_step)
         if self.throughput:
             epoch_iterator = self.throughput.watch(epoch_iterator)
         taken: tuple[list[dict[str, Any]], torch.Tensor | int | None]
         taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        PHASE.move("stepping")
         return taken
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        """Trains on one micro batch."""
+        PHASE.move("computing a micro batch")
+        loss: torch.Tensor = super().training_step(*arguments, **options)
+        PHASE.move("stepping")
+        return loss
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs.pop(COUNTS, None)  # of held-out batches, which nobody watches
@@ -141,6 +154,7 @@ class Trainer(SFTTrainer):
             model: The model as it is called in training, wrapped where it is.
             inputs: A batch as `LossInputs` makes it.
         """
+        PHASE.move("computing held-out rows")
         inputs = self._prepare_inputs(inputs)
         taken = take_out(inputs)
         with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(taken.positions):
@@ -150,8 +164,8 @@ class Trainer(SFTTrainer):
         self,
         model: Any,
         inputs: dict[str, Any],
-        prediction_loss_only: bool,  # noqa: ARG002  as in Trainer
-        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
         """Adds a batch to the sums of this evaluation; logits are never made.
 
