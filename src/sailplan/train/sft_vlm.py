@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.state import ended
 from sailplan.train.errors import leave, report_errors
 from sailplan.train.say import calm_libraries, say
 
@@ -70,6 +71,7 @@ def train(run: Run) -> None:
         from sailplan.train.pins import pinned
         from sailplan.train.resume import checkpoint_of
         from sailplan.train.saving.settle import settle_saving
+        from sailplan.train.state import StateFile
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
 
@@ -117,6 +119,7 @@ def train(run: Run) -> None:
         optimizer_cls_and_kwargs=optimizer_by_part(run, args, trained),
         callbacks=[
             MetricsFile(run),
+            StateFile(directory),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
             *early_stopping(run),
@@ -134,6 +137,7 @@ def train(run: Run) -> None:
     trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))
+        ended(directory, 0)
     trainer.end()
 
 
