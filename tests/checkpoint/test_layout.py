@@ -1,4 +1,4 @@
-"""Only whole checkpoints are taken; doubted ones are set aside, old ones go when others are whole."""
+"""Whole checkpoints are taken, doubted ones set aside; old ones go when others are whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of `sailplan train` that are killed at a moment of one's choice, and what is left of them."""
+"""Runs of `sailplan train` that are killed at a chosen moment, and what is left of them."""
 
 from __future__ import annotations
 

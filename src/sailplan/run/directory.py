@@ -37,6 +37,8 @@ class RunDirectory(RunPaths):
     def named_checkpoint(self, run: Run) -> Path | None:
         """Returns the checkpoint that `resume_from_checkpoint` names by its path.
 
+        One of another directory is where a run begins: it counts until the run has its own.
+
         Returns:
             None where it is not set, `true` (the last one here) or `false` (none).
 
@@ -53,7 +55,7 @@ class RunDirectory(RunPaths):
         path = Path(wanted).expanduser().absolute()
         if not path.is_dir():
             raise RunFileError(f"resume_from_checkpoint: there is no folder {path}")
-        return path
+        return path if path.is_relative_to(self.path) or not self.checkpoints() else None
 
     def pinned(self, run: Run) -> Run:
         """Returns the run with the commits that the directory remembers for its revisions.
