@@ -69,6 +69,8 @@ def train(run: Run) -> None:
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
         from sailplan.train.pins import pinned
+        from sailplan.train.resume import checkpoint_of
+        from sailplan.train.saving.settle import settle_saving
         from sailplan.train.state import StateFile
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
@@ -94,7 +96,8 @@ def train(run: Run) -> None:
     if args.process_index == 0:
         say(*check_own_ids(encoder, format, opener, rows, data.train))
 
-    checkpoint = directory.asked_checkpoint(run)
+    checkpoint = checkpoint_of(run)
+    say(f"goes on from {checkpoint}" if checkpoint else "begins at step 0")
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
 
@@ -122,6 +125,7 @@ def train(run: Run) -> None:
             *early_stopping(run),
         ],
     )
+    settle_saving(run, trainer, checkpoint)
     log_generations(run, rows, format, opener, trainer)
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
