@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal
 
+from sailplan.checkpoint.layout import quick_doubt
 from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths
 from sailplan.run.state import RunState, read_state
@@ -72,6 +74,16 @@ class RunSummary:
     updated_at: float
     """When anything was last heard of it."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the summary as JSON can hold it; a loss that is no number is null."""
+        found = {**asdict(self), "path": str(self.path.absolute())}
+        odd = [
+            name
+            for name, value in found.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
+        return {**found, **dict.fromkeys(odd)}
+
 
 def is_run(directory: Path) -> bool:
     """Says whether a folder is a run's: a run file alone may be one that somebody wrote."""
@@ -123,7 +135,7 @@ def look_at(directory: Path) -> RunSummary:
     step_s, eta_s = pace(series, state, now=now)
     losses = [record for record in series.records if "loss" in record]
     checkpoints = paths.checkpoints()
-    whole = (folder for folder in reversed(checkpoints) if (folder / "manifest.json").is_file())
+    whole = (folder for folder in reversed(checkpoints) if quick_doubt(folder, run=None) is None)
     last = next(whole, None)
     launched = _environment(paths.environment_file)
     return RunSummary(
