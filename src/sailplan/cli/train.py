@@ -12,11 +12,13 @@ import typer
 
 from sailplan import files
 from sailplan.errors import RunFileError
+from sailplan.processes import stops_at_once
 
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Every field of a run file is a flag: they pass through to `Run`."""
 
 
+@stops_at_once()
 def train(
     context: typer.Context,
     run: Annotated[

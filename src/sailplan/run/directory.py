@@ -13,6 +13,7 @@ from sailplan.run import saved
 from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 from sailplan.run.identity import changes
+from sailplan.run.lock import wait_until_free
 from sailplan.run.paths import RunPaths
 from sailplan.run.repositories import REVISIONS, pin, remembered
 from sailplan.run.repositories import text as text_of_pins
@@ -86,11 +87,12 @@ class RunDirectory(RunPaths):
         return {self.revisions_file: text_of_pins(pins.items())}
 
     def check(self, run: Run) -> None:
-        """Refuses what `claim` would refuse, and writes nothing.
+        """Refuses what `claim` would refuse, and writes nothing; waits for ranks left behind.
 
         Raises:
-            OutputError: It is a file, cannot be written, or holds another run.
+            OutputError: It is a file, cannot be written, holds another run, or is trained in now.
         """
+        wait_until_free(self.lock_file)
         self._refuse_another_run(run)
         there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
         try:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from sailplan.errors import SailplanError
+from sailplan.errors import SailplanError, StoppedError
 
 OTHER_RANK_WAIT_S = 2.0
 """Other ranks than the first wait so long before they speak: most often the first one has failed
@@ -33,7 +33,8 @@ def report_errors() -> Iterator[None]:
     """Runs a rank's work and ends the process for it where that fails.
 
     A `SailplanError` becomes `error: …` on standard error and its exit code; anything else keeps
-    its traceback and exits with 1. Of several ranks that fail together only one speaks. Ctrl-C
+    its traceback and exits with 1. A run that was stopped is no error: the first rank says so, and
+    all exit with 75. Of several ranks that fail together only one speaks. Ctrl-C
     (once or several times) exits with 130 and prints nothing.
 
     Raises:
@@ -46,6 +47,11 @@ def report_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
+    except StoppedError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, flush=True)
+        leave(error.exit_code)
+        _exit(error.exit_code)
     except SailplanError as error:
         _wait_turn(first_rank_s=0.0)
         print(f"error: {_line(error)}", file=sys.stderr, flush=True)
@@ -59,7 +65,7 @@ def report_errors() -> Iterator[None]:
             signal.signal(signal.SIGINT, previous)
 
 
-def leave() -> None:
+def leave(code: int = 0) -> None:
     """Ends this process where it is a launcher's rank, the only one too, and its work is done.
 
     Exit handlers run, since trackers close in them; C++ destructors do not: libraries still hold
@@ -67,7 +73,7 @@ def leave() -> None:
     """
     if _is_rank():
         atexit._run_exitfuncs()
-        _exit(0)
+        _exit(code)
 
 
 class _Interrupt:

@@ -20,12 +20,13 @@ from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.state import ended
 from sailplan.train.errors import leave, report_errors
+from sailplan.train.requests import REQUESTS
 from sailplan.train.say import calm_libraries, say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; a user's mistake ends in one line and its exit code."""
-    with report_errors():
+    with report_errors(), REQUESTS.heard():
         train(Run.from_flags(sys.argv[1:] if argv is None else argv))
         leave()
 
@@ -37,6 +38,8 @@ def train(run: Run) -> None:
         SailplanError: The run cannot go right; which class says why.
     """
     run.require("model_name_or_path")
+    directory = RunDirectory.of(run)
+    REQUESTS.watch(directory)
     os.environ.update(run.environment())
     if run.get("use_cpu"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others
@@ -77,7 +80,6 @@ def train(run: Run) -> None:
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
-    directory = RunDirectory.of(run)
     run = pinned(run)
     if args.process_index == 0:
         directory.check(run)
@@ -133,7 +135,9 @@ def train(run: Run) -> None:
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
 
+    trainer.heed(REQUESTS, directory)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.leave_if_stopped()
     trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))

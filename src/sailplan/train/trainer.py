@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTTrainer
 
 from sailplan.data.balance import Work
@@ -28,13 +28,16 @@ from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
 from sailplan.errors import DataError
+from sailplan.run.paths import RunPaths
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
 from sailplan.train.loss_inputs import LossInputs, Taken, take_out
 from sailplan.train.phase import PHASE
+from sailplan.train.requests import Requests
 from sailplan.train.resume import Resumption
 from sailplan.train.saving.saver import Saver
+from sailplan.train.stopping import AgreedStop, EvaluationGivenUpError
 from sailplan.train.throughput import Throughput
 from sailplan.train.votes import Votes
 
@@ -56,6 +59,8 @@ class Trainer(SFTTrainer):
     """What training goes on from, where it does."""
     loss_before = 0.0
     """What the losses that were logged before this process went on had added up to."""
+    stop: AgreedStop | None = None
+    """How the ranks stop together, where `heed` was called before training."""
 
     def __init__(
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
@@ -226,6 +231,40 @@ class Trainer(SFTTrainer):
         if self.resumption is not None:
             self.resumption.place_stream(loader.dataset)
         return loader
+
+    def heed(self, requests: Requests, paths: RunPaths) -> None:
+        """Has all ranks stop together where one is asked to; the last thing before training."""
+        self.stop = AgreedStop(self, requests, paths)
+        self.add_callback(self.stop)
+
+    def leave_if_stopped(self) -> None:
+        """Ends this rank together with the others where they have agreed to stop.
+
+        Raises:
+            StoppedError: They have; what they saved is whole.
+        """
+        if self.stop is not None:
+            self.stop.leave()
+
+    def make_up_evaluation(self) -> None:
+        """Evaluates the checkpoint that training goes on from, as it would have been then."""
+        if self._determine_best_metric(metrics=self._evaluate(None, None), trial=None):
+            best = RunPaths(Path(self.args.output_dir)).checkpoint(self.state.global_step)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **options)
+        except EvaluationGivenUpError:  # what is still to be done is settled
+            super()._maybe_log_save_evaluate(*arguments, **options)
+
+    def _finalize_training(self, *arguments: Any, **options: Any) -> TrainOutput:
+        if self.stop is None or self.stop.cause is None:
+            return super()._finalize_training(*arguments, **options)
+        # Nothing is concluded: the run goes on another time. Trackers close.
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, math.nan, {})
 
     def _load_best_model(self) -> None:
         """Loads the best checkpoint's weights.
