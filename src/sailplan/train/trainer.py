@@ -33,6 +33,8 @@ from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.head import HeadPositions
 from sailplan.train.loss_inputs import LossInputs, Taken, take_out
 from sailplan.train.phase import PHASE
+from sailplan.train.resume import Resumption
+from sailplan.train.saving.saver import Saver
 from sailplan.train.throughput import Throughput
 from sailplan.train.votes import Votes
 
@@ -48,6 +50,12 @@ class Trainer(SFTTrainer):
 
     throughput: Throughput | None = None
     """Counts what is trained on, where it is given before training."""
+    saver: Saver | None = None
+    """Stands around each save, where it is given before training."""
+    resumption: Resumption | None = None
+    """What training goes on from, where it does."""
+    loss_before = 0.0
+    """What the losses that were logged before this process went on had added up to."""
 
     def __init__(
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
@@ -145,6 +153,9 @@ class Trainer(SFTTrainer):
         self._metrics["train"].pop("num_tokens", None)  # TRL's counts packed rows wrongly
         if self.throughput:
             self.throughput.add_to(logs, self.args, self.state)
+        if "train_loss" in logs and self.loss_before:  # of this process alone until here
+            logs["train_loss"] = self.loss_before + self._total_loss_scalar
+            logs["train_loss"] /= self.state.global_step
         super().log(logs, start_time)
 
     def scored(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Taken]:
@@ -202,7 +213,7 @@ class Trainer(SFTTrainer):
         """
         if not isinstance(self.train_dataset, EncodedStream):
             return super().get_train_dataloader()
-        return training_loader(
+        loader = training_loader(
             self.train_dataset,
             self.data_collator,
             batch_size=self._train_batch_size,
@@ -212,6 +223,9 @@ class Trainer(SFTTrainer):
             prefetch=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory,
         )
+        if self.resumption is not None:
+            self.resumption.place_stream(loader.dataset)
+        return loader
 
     def _load_best_model(self) -> None:
         """Loads the best checkpoint's weights.
@@ -224,6 +238,14 @@ class Trainer(SFTTrainer):
             return
         best = type(self.model).from_pretrained(Path(self.state.best_model_checkpoint))
         self.model.load_state_dict(best.state_dict())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint that is whole or does not count, once a step."""
+        if self.saver is None:
+            super()._save_checkpoint(model, trial)
+        elif not self.saver.has_saved(self.state.global_step):
+            with self.saver.saving():
+                super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model whole; under ZeRO-3 only where the first rank's host has room for it."""

@@ -90,7 +90,13 @@ class MicroBatches(IterableDataset[Any]):
         self._positions: list[Position | None] = [None] * max(num_workers, 1)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields batches from where `load_state_dict` says, else from the beginning."""
+        """Yields batches from where `load_state_dict` says, else from the beginning.
+
+        For each batch that was handed out before then there is a None first: transformers' trainer
+        passes over as many, and so reads none of them again.
+        """
+        for _ in range(self._steps * self._accumulation):
+            yield None
         count = len(self._positions)
         steps = _Steps(
             stream=self._stream,
