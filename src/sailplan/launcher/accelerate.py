@@ -8,12 +8,14 @@ no process is left behind.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -21,6 +23,7 @@ from typing import NoReturn
 import psutil
 
 from sailplan.imports import quick_imports
+from sailplan.run.failure import Failure, asked_folder, write_failure
 
 PARENT_VARIABLE = "SAILPLAN_LAUNCHER_PARENT"
 """Environment variable with the process id of a launcher that this process must not outlive."""
@@ -81,9 +84,12 @@ def launch(arguments: list[str]) -> int:
     try:
         accelerate_launch()
     except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            note_signal(failure.exitcode, rank, failure.timestamp)
         rank, failure = error.get_first_failure()
         return exit_code(failure.exitcode, rank)
     except subprocess.CalledProcessError as error:
+        note_signal(error.returncode, 0, time.time())
         return exit_code(error.returncode, 0)
     except SignalException as error:
         raise _Stopped(error.sigval) from None
@@ -94,10 +100,23 @@ def exit_code(code: int, rank: int) -> int:
     """Returns a rank's exit code as a shell would, and says so where a signal ended the rank."""
     if code >= 0:
         return code
+    if asked_folder() is not None:  # who asked tells
+        return 128 - code
     name = signal.Signals(-code).name
     hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
     print(f"error: rank {rank} was ended by {name}{hint}", file=sys.stderr)
     return 128 - code
+
+
+def note_signal(code: int, rank: int, when: float) -> None:
+    """Leaves word of a rank that a signal ended, where whoever started us wants to tell of it."""
+    folder = asked_folder()
+    if folder is None or code >= 0:
+        return
+    name = signal.Signals(-code).name
+    left = Failure(rank=rank, kind="signal", error=name, exit_code=128 - code, time=when)
+    with contextlib.suppress(OSError):
+        write_failure(folder, left)
 
 
 def follow_parent() -> None:
