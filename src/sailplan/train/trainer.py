@@ -55,6 +55,8 @@ class Trainer(SFTTrainer):
     """Counts what is trained on, where it is given before training."""
     saver: Saver | None = None
     """Stands around each save, where it is given before training."""
+    save_sharded = False
+    """Whether ZeRO-3 never gathers the weights to save them."""
     resumption: Resumption | None = None
     """What training goes on from, where it does."""
     loss_before = 0.0
@@ -289,5 +291,6 @@ class Trainer(SFTTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model whole; under ZeRO-3 only where the first rank's host has room for it."""
         if self.deepspeed is not None:
-            gather_where_it_fits(self.deepspeed, isinstance(self.model, PeftModel))
+            is_adapter = isinstance(self.model, PeftModel)
+            gather_where_it_fits(self.deepspeed, is_adapter, sharded=self.save_sharded)
         super().save_model(output_dir, _internal_call)
