@@ -19,12 +19,13 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
         name = "/".join(part for part in name.split("/") if not part.startswith("global_step"))
         if file.suffix == ".safetensors":
             found |= {f"{name}: {key}": tensor for key, tensor in load_file(file).items()}
-        elif file.name in ("optimizer.pt", "scheduler.pt") or file.name.endswith("_states.pt"):
+        elif file.name in ("optimizer.pt", "scheduler.pt"):
+            found |= dict(_flat(name, torch.load(file, map_location="cpu")))
+        elif file.name.endswith("_states.pt"):
+            # Of DeepSpeed's; what it counts goes on with a step that it leaves out.
             stored = torch.load(file, weights_only=False, map_location="cpu")
-            # What DeepSpeed counts goes on with a step that it leaves out.
-            found |= dict(_flat(name, stored.get("optimizer_state_dict", stored)))
-            found |= dict(_flat(f"{name}: module", stored.get("module")))
-            found |= dict(_flat(f"{name}: schedule", stored.get("lr_scheduler")))
+            for part in ("module", "optimizer_state_dict", "lr_scheduler"):
+                found |= dict(_flat(f"{name}: {part}", stored.get(part)))
     return found
 
 

@@ -48,13 +48,13 @@ def bad_gradient(module: ModuleType, *, steps: list[int], micro_batch: int = 0) 
 def _of_micro_batch(
     module: ModuleType, steps: list[int], micro_batch: int, change: Callable[[Any], Any]
 ) -> None:
-    compute, counts = module.SFTTrainer.compute_loss, Counter[int]()
+    compute = module.SFTTrainer.compute_loss
 
     def changed(trainer: Any, *arguments: Any, **options: Any) -> Any:
         loss = compute(trainer, *arguments, **options)
-        step = trainer.state.global_step + 1
-        counts[step] += 1
-        return change(loss) if step in steps and counts[step] == micro_batch + 1 else loss
+        step, counts = trainer.state.global_step + 1, vars(trainer).setdefault("_counts", Counter())
+        counts[change, step] += 1
+        return change(loss) if step in steps and counts[change, step] == micro_batch + 1 else loss
 
     module.SFTTrainer.compute_loss = changed
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ class LossGuard(TrainerCallback):
             return
         take = optimizer.step
 
+        @wraps(take)  # what marks it: a scheduler warns where a step is not the one it has seen
         def step(*arguments: Any) -> None:
             if not self._scales:  # a scaler leaves it out by itself, and must be told of it
                 optimizer._is_overflow = self._bad is not None  # accelerate 1.15 never resets it
