@@ -50,7 +50,9 @@ class Universal:
     @property
     def num_bytes(self) -> int:
         """The bytes of all tensors."""
-        return sum(_num_bytes(pieces) for state in self.tensors.values() for pieces in state.values())
+        return sum(
+            _num_bytes(pieces) for state in self.tensors.values() for pieces in state.values()
+        )
 
 
 def read(folder: Path) -> Universal:
@@ -133,9 +135,7 @@ def _optimizer(states: ZeroStates, rank: int) -> Mapping[str, Any]:
     return found
 
 
-def _step(
-    groups: Mapping[int, Mapping[str, Any]], folder: Path
-) -> torch.Tensor | int | None:
+def _step(groups: Mapping[int, Mapping[str, Any]], folder: Path) -> torch.Tensor | int | None:
     found = [state[_STEP] for state in groups.values() if _STEP in state]
     counts = sorted({number(step) for step in found})
     if len(counts) > 1:
@@ -199,7 +199,7 @@ def _common(universal: Universal) -> dict[str, Any]:
 
 def _write_tensor(path: Path, pieces: Pieces) -> int:
     flat = torch.empty(pieces.numel, dtype=getattr(torch, pieces.segments[0].dtype))
-    view = memoryview(flat.view(torch.uint8).numpy())
+    view = flat.view(torch.uint8).numpy().data
     start = 0
     for segment in pieces.segments:
         with segment.file.open("rb", buffering=0) as file:
