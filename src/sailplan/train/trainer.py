@@ -44,6 +44,7 @@ from sailplan.train.saving.saver import Saver
 from sailplan.train.stopping import AgreedStop, EvaluationGivenUpError
 from sailplan.train.throughput import Throughput
 from sailplan.train.votes import Votes
+from sailplan.train.world import loadable, seed_rank
 
 
 class Trainer(SFTTrainer):
@@ -287,17 +288,35 @@ class Trainer(SFTTrainer):
         self.is_in_train = False
         return TrainOutput(self.state.global_step, math.nan, {})
 
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Makes engine and optimizer, and loads their state, whatever ranks saved it."""
+        with loadable(self, resume_from_checkpoint) as folder:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, folder and str(folder)
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            seed_rank(self, Path(checkpoint))
+
     def _load_best_model(self) -> None:
         """Loads the best checkpoint's weights.
 
         Trainer's own loader takes the names of a checkpoint for those of the module, and warns
         where they differ, as they do for most vision-language models (transformers 5.23).
         """
+        best = self.state.best_model_checkpoint
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or isinstance(self.model, PeftModel):
-            super()._load_best_model()
+            with loadable(self, best) as folder:
+                self.state.best_model_checkpoint = folder and str(folder)
+                super()._load_best_model()
+            self.state.best_model_checkpoint = best
             return
-        best = type(self.model).from_pretrained(Path(self.state.best_model_checkpoint))
-        self.model.load_state_dict(best.state_dict())
+        loaded = type(self.model).from_pretrained(Path(best))
+        self.model.load_state_dict(loaded.state_dict())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves a checkpoint that is whole or does not count, once a step."""
