@@ -101,7 +101,7 @@ def train(run: Run) -> None:
         say(*check_own_ids(encoder, format, opener, rows, data.train))
 
     checkpoint = checkpoint_of(run)
-    say(f"goes on from {checkpoint}" if checkpoint else "begins at step 0")
+    say(*([f"goes on from {checkpoint}"] if checkpoint else []))
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
 
