@@ -52,6 +52,7 @@ LOGIN_WING = {
     "run",
     "hardware",
     "launcher",
+    "supervise",
     "preflight",
     "cli",
 }

@@ -9,6 +9,7 @@ process is left behind.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -37,6 +38,7 @@ from sailplan.processes import (
     send,
     with_launcher,
 )
+from sailplan.run.failure import Failure, asked_folder, write_failure
 
 END_TIMEOUT_S = 30.0
 """How long what is left after the ranks may take to end before it is killed."""
@@ -116,9 +118,12 @@ def launch(arguments: list[str]) -> int:
     try:
         accelerate_launch()
     except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            note_signal(failure.exitcode, rank, failure.timestamp)
         rank, failure = error.get_first_failure()
         return exit_code(failure.exitcode, rank)
     except subprocess.CalledProcessError as error:
+        note_signal(error.returncode, 0, time.time())
         return exit_code(error.returncode, 0)
     except SignalException as error:
         return 128 + error.sigval
@@ -134,10 +139,23 @@ def exit_code(code: int, rank: int) -> int:
         return StoppedError.exit_code
     if code >= 0:
         return code
+    if asked_folder() is not None:  # who asked tells
+        return 128 - code
     name = signal.Signals(-code).name
     hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
     print(f"error: rank {rank} was ended by {name}{hint}", file=sys.stderr)
     return 128 - code
+
+
+def note_signal(code: int, rank: int, when: float) -> None:
+    """Leaves word of a rank that a signal ended, where whoever started us wants to tell of it."""
+    folder = asked_folder()
+    if folder is None or code >= 0:
+        return
+    name = signal.Signals(-code).name
+    left = Failure(rank=rank, kind="signal", error=name, exit_code=128 - code, time=when)
+    with contextlib.suppress(OSError):
+        write_failure(folder, left)
 
 
 if __name__ == "__main__":

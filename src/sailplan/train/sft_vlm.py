@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.state import ended
 from sailplan.train.errors import leave, report_errors
 from sailplan.train.requests import REQUESTS
 from sailplan.train.say import calm_libraries, say
@@ -67,10 +68,15 @@ def train(run: Run) -> None:
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
         from sailplan.train.generations import log_generations
+        from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.loss import guard_losses
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
         from sailplan.train.pins import pinned
+        from sailplan.train.resume import checkpoint_of
+        from sailplan.train.saving.settle import settle_saving
+        from sailplan.train.state import StateFile
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
 
@@ -94,7 +100,8 @@ def train(run: Run) -> None:
     if args.process_index == 0:
         say(*check_own_ids(encoder, format, opener, rows, data.train))
 
-    checkpoint = directory.asked_checkpoint(run)
+    checkpoint = checkpoint_of(run)
+    say(*([f"goes on from {checkpoint}"] if checkpoint else []))
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
 
@@ -116,17 +123,21 @@ def train(run: Run) -> None:
         optimizer_cls_and_kwargs=optimizer_by_part(run, args, trained),
         callbacks=[
             MetricsFile(run),
+            StateFile(directory),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
             *early_stopping(run),
         ],
     )
+    settle_saving(run, trainer, checkpoint)
     log_generations(run, rows, format, opener, trainer)
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
+    guard_losses(run, trainer, directory)
+    count_bad_rows(run, trainer, directory)
 
     trainer.heed(REQUESTS, directory)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -134,6 +145,7 @@ def train(run: Run) -> None:
     trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))
+        ended(directory, 0)
     trainer.end()
 
 
