@@ -19,7 +19,7 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTTrainer
 
 from sailplan.data.balance import Work
@@ -30,6 +30,7 @@ from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
 from sailplan.errors import DataError
+from sailplan.run.paths import RunPaths
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.guards.bad_rows import refuse_broken
@@ -37,8 +38,13 @@ from sailplan.train.guards.loss import LossGuard
 from sailplan.train.head import HeadPositions
 from sailplan.train.loss_inputs import LossInputs, Taken, take_out
 from sailplan.train.phase import PHASE
+from sailplan.train.requests import Requests
+from sailplan.train.resume import Resumption
+from sailplan.train.saving.saver import Saver
+from sailplan.train.stopping import AgreedStop, EvaluationGivenUpError
 from sailplan.train.throughput import Throughput
 from sailplan.train.votes import Votes
+from sailplan.train.world import loadable, seed_rank
 
 
 class Trainer(SFTTrainer):
@@ -52,6 +58,16 @@ class Trainer(SFTTrainer):
 
     throughput: Throughput | None = None
     """Counts what is trained on, where it is given before training."""
+    saver: Saver | None = None
+    """Stands around each save, where it is given before training."""
+    save_sharded = False
+    """Whether ZeRO-3 never gathers the weights to save them."""
+    resumption: Resumption | None = None
+    """What training goes on from, where it does."""
+    loss_before = 0.0
+    """What the losses that were logged before this process went on had added up to."""
+    stop: AgreedStop | None = None
+    """How the ranks stop together, where `heed` was called before training."""
 
     loss_guard: LossGuard | None = None
     """Watches the losses and the gradient of every step, where it is given before training."""
@@ -162,6 +178,9 @@ class Trainer(SFTTrainer):
         self._metrics["train"].pop("num_tokens", None)  # TRL's counts packed rows wrongly
         if self.throughput:
             self.throughput.add_to(logs, self.args, self.state)
+        if "train_loss" in logs and self.loss_before:  # of this process alone until here
+            logs["train_loss"] = self.loss_before + self._total_loss_scalar
+            logs["train_loss"] /= self.state.global_step
         if self.loss_guard:
             self.loss_guard.correct(logs)
         super().log(logs, start_time)
@@ -221,7 +240,7 @@ class Trainer(SFTTrainer):
         """
         if not isinstance(self.train_dataset, EncodedStream):
             return super().get_train_dataloader()
-        return training_loader(
+        loader = training_loader(
             self.train_dataset,
             self.data_collator,
             batch_size=self._train_batch_size,
@@ -231,6 +250,57 @@ class Trainer(SFTTrainer):
             prefetch=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory,
         )
+        if self.resumption is not None:
+            self.resumption.place_stream(loader.dataset)
+        return loader
+
+    def heed(self, requests: Requests, paths: RunPaths) -> None:
+        """Has all ranks stop together where one is asked to; the last thing before training."""
+        self.stop = AgreedStop(self, requests, paths)
+        self.add_callback(self.stop)
+
+    def leave_if_stopped(self) -> None:
+        """Ends this rank together with the others where they have agreed to stop.
+
+        Raises:
+            StoppedError: They have; what they saved is whole.
+        """
+        if self.stop is not None:
+            self.stop.leave()
+
+    def make_up_evaluation(self) -> None:
+        """Evaluates the checkpoint that training goes on from, as it would have been then."""
+        if self._determine_best_metric(metrics=self._evaluate(None, None), trial=None):
+            best = RunPaths(Path(self.args.output_dir)).checkpoint(self.state.global_step)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **options)
+        except EvaluationGivenUpError:  # what is still to be done is settled
+            super()._maybe_log_save_evaluate(*arguments, **options)
+
+    def _finalize_training(self, *arguments: Any, **options: Any) -> TrainOutput:
+        if self.stop is None or self.stop.cause is None:
+            return super()._finalize_training(*arguments, **options)
+        # Nothing is concluded: the run goes on another time. Trackers close.
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, math.nan, {})
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Makes engine and optimizer, and loads their state, whatever ranks saved it."""
+        with loadable(self, resume_from_checkpoint) as folder:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, folder and str(folder)
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            seed_rank(self, Path(checkpoint))
 
     def _load_best_model(self) -> None:
         """Loads the best checkpoint's weights.
@@ -238,14 +308,27 @@ class Trainer(SFTTrainer):
         Trainer's own loader takes the names of a checkpoint for those of the module, and warns
         where they differ, as they do for most vision-language models (transformers 5.23).
         """
+        best = self.state.best_model_checkpoint
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or isinstance(self.model, PeftModel):
-            super()._load_best_model()
+            with loadable(self, best) as folder:
+                self.state.best_model_checkpoint = folder and str(folder)
+                super()._load_best_model()
+            self.state.best_model_checkpoint = best
             return
-        best = type(self.model).from_pretrained(Path(self.state.best_model_checkpoint))
-        self.model.load_state_dict(best.state_dict())
+        loaded = type(self.model).from_pretrained(Path(best))
+        self.model.load_state_dict(loaded.state_dict())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint that is whole or does not count, once a step."""
+        if self.saver is None:
+            super()._save_checkpoint(model, trial)
+        elif not self.saver.has_saved(self.state.global_step):
+            with self.saver.saving():
+                super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model whole; under ZeRO-3 only where the first rank's host has room for it."""
         if self.deepspeed is not None:
-            gather_where_it_fits(self.deepspeed, isinstance(self.model, PeftModel))
+            is_adapter = isinstance(self.model, PeftModel)
+            gather_where_it_fits(self.deepspeed, is_adapter, sharded=self.save_sharded)
         super().save_model(output_dir, _internal_call)

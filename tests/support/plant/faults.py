@@ -28,6 +28,49 @@ def sleep_in_collator(module: ModuleType, *, step: int, seconds: float = 3600.0)
     module.Collator.__call__ = slow
 
 
+def out_of_memory(module: ModuleType, *, most_tokens: int) -> None:
+    """Has a micro batch of more tokens end as CUDA does where memory runs out."""
+    import torch
+
+    compute = module.Trainer.compute_loss
+
+    def limited(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if inputs["input_ids"].numel() > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return compute(trainer, model, inputs, *rest, **options)
+
+    module.Trainer.compute_loss = limited
+
+
+def eat_memory(module: ModuleType, *, most_tokens: int, mib_of_token: int) -> None:
+    """Takes real memory for each token that a micro batch has too many."""
+    compute = module.Trainer.compute_loss
+
+    def hungry(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        tokens = inputs["input_ids"].numel() - most_tokens
+        eaten = [bytearray(b"1" * (mib_of_token << 20)) for _ in range(tokens)]
+        loss = compute(trainer, model, inputs, *rest, **options)
+        del eaten
+        return loss
+
+    module.Trainer.compute_loss = hungry
+
+
+def out_of_memory_in_save(module: ModuleType, *, step: int, unless_sharded: bool = False) -> None:
+    """Has the weights' save end for want of memory from a step on, where they are gathered."""
+    import torch
+
+    save = module.Trainer.save_model
+
+    def limited(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        sharded = unless_sharded and trainer.save_sharded
+        if trainer.state.global_step >= step and not sharded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 15.00 GiB.")
+        return save(trainer, *arguments, **options)
+
+    module.Trainer.save_model = limited
+
+
 def bad_loss(
     module: ModuleType, *, steps: list[int], micro_batch: int = 0, factor: str = "nan"
 ) -> None:
@@ -75,6 +118,9 @@ def rot_files(module: ModuleType, *, cut: list[str], swapped: dict[str, str]) ->
 
 
 PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "out_of_memory": ("sailplan.train.trainer", out_of_memory),
+    "eat_memory": ("sailplan.train.trainer", eat_memory),
+    "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
     "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
     "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
     "rot_files": ("sailplan.data.prepare", rot_files),
