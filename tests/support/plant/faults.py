@@ -102,13 +102,15 @@ def _of_micro_batch(
     module.SFTTrainer.compute_loss = changed
 
 
-def rot_files(module: ModuleType, *, paths: dict[str, str]) -> None:
-    """Overwrites files once the rows are encoded: each with what another file holds."""
+def rot_files(module: ModuleType, *, cut: list[str], swapped: dict[str, str]) -> None:
+    """Cuts files off once the rows are encoded, or overwrites them with what another holds."""
     prepare = module.prepare
 
     def prepared(*arguments: Any, **options: Any) -> Any:
         data = prepare(*arguments, **options)
-        for path, other in paths.items():
+        for path in map(Path, cut):
+            path.write_bytes(path.read_bytes()[:200])
+        for path, other in swapped.items():
             Path(path).write_bytes(Path(other).read_bytes())
         return data
 
