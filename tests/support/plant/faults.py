@@ -28,14 +28,16 @@ def sleep_in_collator(module: ModuleType, *, step: int, seconds: float = 3600.0)
     module.Collator.__call__ = slow
 
 
-def out_of_memory(module: ModuleType, *, most_tokens: int) -> None:
-    """Has a micro batch of more tokens end as CUDA does where memory runs out."""
+def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
+    """Has a micro batch of more tokens end as CUDA does without memory, once steps are done."""
     import torch
+
+    from sailplan.train.phase import PHASE
 
     compute = module.Trainer.compute_loss
 
     def limited(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        if inputs["input_ids"].numel() > most_tokens:
+        if PHASE.step >= step and inputs["input_ids"].numel() > most_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return compute(trainer, model, inputs, *rest, **options)
 
