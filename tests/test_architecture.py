@@ -51,6 +51,7 @@ LOGIN_WING = {
     "run",
     "hardware",
     "launcher",
+    "supervise",
     "preflight",
     "cli",
 }
