@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import sys
@@ -155,7 +156,7 @@ def _leaving() -> Iterator[Callable[[float], bool]]:
                 if keys is None:
                     time.sleep(left)
                 elif select.select([keys], [], [], left)[0]:
-                    typed = sys.stdin.buffer.raw.read(1)  # type: ignore[attr-defined]  # a file
+                    typed = os.read(keys, 1)
                     if typed in (b"q", b"Q", b"\x04", b""):
                         return True
         except KeyboardInterrupt:
