@@ -1,4 +1,4 @@
-"""Only whole checkpoints are taken; doubted ones are set aside, old ones go when others are whole."""
+"""Only whole checkpoints are taken; doubted ones are set aside, old ones go in time."""
 
 from __future__ import annotations
 
@@ -61,6 +61,11 @@ def link_what_lies_above(folder: Path) -> None:
     (folder / "empty").symlink_to("../checkpoint-4/empty")
 
 
+def link_in_a_circle(folder: Path) -> None:
+    (folder / "empty").unlink()
+    (folder / "empty").symlink_to("empty")
+
+
 def put_a_folder(folder: Path) -> None:
     (folder / "empty").unlink()
     (folder / "empty").mkdir()
@@ -70,6 +75,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (truncate, "model.safetensors has 1,024 bytes, the manifest says 4,096"),
     (lose_a_rank, f"{OPTIMIZER.format(8)} is missing: it is rank 1's part"),
     (put_a_folder, "empty is missing"),
+    (link_in_a_circle, "empty is missing"),
     (lose_the_manifest, "it has no manifest.json: it was not finished"),
     (break_the_manifest, "its manifest cannot be read (Unterminated string"),
     (take_anothers_manifest, "its manifest is another run's"),

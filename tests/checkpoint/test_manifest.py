@@ -170,42 +170,46 @@ def test_manifest_that_is_missing_says_that_the_save_was_not_finished(tmp_path: 
 
 
 WRITER = """
-import sys
-from dataclasses import replace
-from pathlib import Path
+import os, pathlib, signal, sys
 from sailplan.checkpoint import manifest
-folder = Path(sys.argv[1])
-one = manifest.read(folder)
-(folder / "manifest.json").unlink()
-print("begins", flush=True)
-for number in range(10**6):
-    manifest.write(folder, replace(one, data={"number": number}))
-    print(number, flush=True)
-    (folder / "manifest.json").unlink()
+from tests.checkpoint.saved import manifest_of
+folder, left = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+def mortal(function):
+    def call(*arguments, **settings):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **settings)
+    return call
+saved = manifest_of(folder, 4)
+for name in ("open", "fsync", "close", "replace"):
+    setattr(os, name, mortal(getattr(os, name)))
+pathlib.Path.replace = mortal(pathlib.Path.replace)
+manifest.write(folder, saved)
 """
 
 
-def test_manifest_after_a_kill_is_whole_or_missing(tmp_path: Path) -> None:
-    folder = save(tmp_path, 4)
+def test_manifest_after_a_kill_at_any_moment_is_whole_or_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    save_files(folder, 4)
+    expected = take_stock(folder)
     ends = []
-    for after in range(12):
-        child = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        assert child.stdout is not None
-        for _ in range(1 + after):  # each kill comes at another moment of a write
-            child.stdout.readline()
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+    for calls in range(100):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        command = [sys.executable, "-c", WRITER, str(folder), str(calls)]
+        status = subprocess.run(command, timeout=60).returncode
+        there = (folder / MANIFEST).exists()
+        if there:
+            assert manifest.read(folder).files == expected
+        ends.append((status, there))
+        if status == 0:
+            break
 
-        if (folder / MANIFEST).exists():
-            assert manifest.read(folder).files == take_stock(folder)
-            ends.append("whole")
-        else:
-            ends.append("missing")
-            manifest.write(folder, manifest_of(folder, 4))
-    assert len(ends) == 12
+    assert set(ends) == {(-signal.SIGKILL, False), (-signal.SIGKILL, True), (0, True)}
+    assert ends == sorted(ends, key=lambda end: (end[1], end[0]))
+    assert len(ends) > 20
+    assert take_stock(folder) == expected  # what kills have left in the folder counts for nothing
 
 
 STOCK = """

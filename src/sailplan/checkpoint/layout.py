@@ -71,12 +71,14 @@ def _measured(folder: Path, run: str | None) -> Manifest | str:
     for name, expected in sorted(manifest.files.items()):
         try:
             path = inside(folder, name)
+            num_bytes = path.stat().st_size if path.is_file() else None
         except CheckpointError:
             return f"its manifest lists {name}, which leaves the folder"
-        if not path.is_file():
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if num_bytes is None:
             rank = _RANK.search(path.name)
             return f"{name} is missing" + (f": it is rank {rank[1]}'s part" if rank else "")
-        num_bytes = path.stat().st_size
         if num_bytes != expected.num_bytes:
             return f"{name} has {num_bytes:,} bytes, the manifest says {expected.num_bytes:,}"
     return manifest

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from sailplan import __version__
-from sailplan.errors import RunFileError, SailplanError
+from sailplan.errors import RunFileError, SailplanError, StoppedError
 
 VERBS = {
     "plan": "Says what a run needs, how long it takes, and how it is best divided over GPUs.",
@@ -66,6 +66,9 @@ class _Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except StoppedError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
         except SailplanError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None

@@ -175,8 +175,18 @@ class Run:
         fields = saved.fields(self.explicit)
         if self.get("global_batch_size") is not None:
             fields.pop("gradient_accumulation_steps", None)  # another world size needs another
+        if _is_said_once(fields):
+            del fields["resume_from_checkpoint"]
         return {
             **fields,
             **saved.accelerate(self.accelerate),
             **saved.environment(self.env),
         }
+
+
+def _is_said_once(fields: Mapping[str, Any]) -> bool:
+    """Says whether the run is to begin anew or to go back, which no later launch of it repeats."""
+    wanted, home = fields.get("resume_from_checkpoint"), fields.get("output_dir")
+    if wanted in (None, "true"):
+        return False
+    return wanted == "false" or (home is not None and Path(wanted).is_relative_to(home))

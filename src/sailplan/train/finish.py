@@ -21,15 +21,19 @@ HOST_SHARE = 0.8
 """The part of the available host memory that a gathered model may take."""
 
 
-def gather_where_it_fits(engine: Any, is_adapter: bool) -> None:
+def gather_where_it_fits(engine: Any, is_adapter: bool, *, sharded: bool = False) -> None:
     """Lets ZeRO-3 gather the weights on saving only where the first rank's host can hold them.
 
     Args:
         engine: DeepSpeed's engine; of another stage than 3 nothing has to be gathered.
         is_adapter: Only an adapter is saved, which always fits.
+        sharded: The run asks for shards alone.
     """
     settings = engine._config.zero_config
     if engine.zero_optimization_stage() != 3 or is_adapter:
+        return
+    if sharded:
+        settings.gather_16bit_weights_on_model_save = False
         return
     num_bytes = sum(2 * parameter.ds_numel for parameter in engine.module.parameters())
     fits = torch.tensor(
@@ -64,11 +68,11 @@ def check_saved(folder: Path) -> str:
 
 
 def _sharded(folder: Path) -> str:
-    """Says how the shards become a model, where the host had no room for the whole."""
+    """Says how the shards become a model, where no rank was to hold the whole."""
     if not (folder / "zero_to_fp32.py").is_file():
         raise CheckpointError(f"{folder} holds no weights")
     merge = shlex.join(["sailplan", "merge", str(folder), "--output", str(folder / "merged")])
     return (
-        f"saved in shards to {folder}, since the host has no room for the whole model; merge them, "
-        f"which takes little memory: {merge}"
+        f"saved in shards to {folder}, since the host has no room for the whole model or "
+        f"save_sharded is set; merge them, which takes little memory: {merge}"
     )

@@ -20,12 +20,13 @@ from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.state import ended
 from sailplan.train.errors import leave, report_errors
+from sailplan.train.requests import REQUESTS
 from sailplan.train.say import calm_libraries, say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; a user's mistake ends in one line and its exit code."""
-    with report_errors():
+    with report_errors(), REQUESTS.heard():
         train(Run.from_flags(sys.argv[1:] if argv is None else argv))
         leave()
 
@@ -37,6 +38,8 @@ def train(run: Run) -> None:
         SailplanError: The run cannot go right; which class says why.
     """
     run.require("model_name_or_path")
+    directory = RunDirectory.of(run)
+    REQUESTS.watch(directory)
     os.environ.update(run.environment())
     if run.get("use_cpu"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others
@@ -65,7 +68,9 @@ def train(run: Run) -> None:
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
         from sailplan.train.generations import log_generations
+        from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.loss import guard_losses
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
         from sailplan.train.pins import pinned
@@ -77,7 +82,6 @@ def train(run: Run) -> None:
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
-    directory = RunDirectory.of(run)
     run = pinned(run)
     if args.process_index == 0:
         directory.check(run)
@@ -97,7 +101,7 @@ def train(run: Run) -> None:
         say(*check_own_ids(encoder, format, opener, rows, data.train))
 
     checkpoint = checkpoint_of(run)
-    say(f"goes on from {checkpoint}" if checkpoint else "begins at step 0")
+    say(*([f"goes on from {checkpoint}"] if checkpoint else []))
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
 
@@ -132,8 +136,12 @@ def train(run: Run) -> None:
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
+    guard_losses(run, trainer, directory)
+    count_bad_rows(run, trainer, directory)
 
+    trainer.heed(REQUESTS, directory)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.leave_if_stopped()
     trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))

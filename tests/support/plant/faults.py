@@ -7,7 +7,9 @@ of the package, and nothing heavy: it is read at the start of every process of a
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +28,100 @@ def sleep_in_collator(module: ModuleType, *, step: int, seconds: float = 3600.0)
     module.Collator.__call__ = slow
 
 
+def out_of_memory(module: ModuleType, *, most_tokens: int) -> None:
+    """Has a micro batch of more tokens end as CUDA does where memory runs out."""
+    import torch
+
+    compute = module.Trainer.compute_loss
+
+    def limited(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if inputs["input_ids"].numel() > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return compute(trainer, model, inputs, *rest, **options)
+
+    module.Trainer.compute_loss = limited
+
+
+def eat_memory(module: ModuleType, *, most_tokens: int, mib_of_token: int) -> None:
+    """Takes real memory for each token that a micro batch has too many."""
+    compute = module.Trainer.compute_loss
+
+    def hungry(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        tokens = inputs["input_ids"].numel() - most_tokens
+        eaten = [bytearray(b"1" * (mib_of_token << 20)) for _ in range(tokens)]
+        loss = compute(trainer, model, inputs, *rest, **options)
+        del eaten
+        return loss
+
+    module.Trainer.compute_loss = hungry
+
+
+def out_of_memory_in_save(module: ModuleType, *, step: int, unless_sharded: bool = False) -> None:
+    """Has the weights' save end for want of memory from a step on, where they are gathered."""
+    import torch
+
+    save = module.Trainer.save_model
+
+    def limited(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        sharded = unless_sharded and trainer.save_sharded
+        if trainer.state.global_step >= step and not sharded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 15.00 GiB.")
+        return save(trainer, *arguments, **options)
+
+    module.Trainer.save_model = limited
+
+
+def bad_loss(
+    module: ModuleType, *, steps: list[int], micro_batch: int = 0, factor: str = "nan"
+) -> None:
+    """Multiplies the loss of one micro batch of each of those steps."""
+    _of_micro_batch(module, steps, micro_batch, lambda loss: loss * float(factor))
+
+
+def bad_gradient(module: ModuleType, *, steps: list[int], micro_batch: int = 0) -> None:
+    """Makes the gradients of one micro batch of each of those steps infinite, not its loss."""
+
+    def spoil(loss: Any) -> Any:
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss * 1.0  # the guard sees a loss whose gradient is fine
+
+    _of_micro_batch(module, steps, micro_batch, spoil)
+
+
+def _of_micro_batch(
+    module: ModuleType, steps: list[int], micro_batch: int, change: Callable[[Any], Any]
+) -> None:
+    compute = module.SFTTrainer.compute_loss
+
+    def changed(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        loss = compute(trainer, *arguments, **options)
+        step, counts = trainer.state.global_step + 1, vars(trainer).setdefault("_counts", Counter())
+        counts[change, step] += 1
+        return change(loss) if step in steps and counts[change, step] == micro_batch + 1 else loss
+
+    module.SFTTrainer.compute_loss = changed
+
+
+def rot_files(module: ModuleType, *, paths: dict[str, str]) -> None:
+    """Overwrites files once the rows are encoded: each with what another file holds."""
+    prepare = module.prepare
+
+    def prepared(*arguments: Any, **options: Any) -> Any:
+        data = prepare(*arguments, **options)
+        for path, other in paths.items():
+            Path(path).write_bytes(Path(other).read_bytes())
+        return data
+
+    module.prepare = prepared
+
+
 PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "out_of_memory": ("sailplan.train.trainer", out_of_memory),
+    "eat_memory": ("sailplan.train.trainer", eat_memory),
+    "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
+    "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
+    "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
+    "rot_files": ("sailplan.data.prepare", rot_files),
     "sleep_in_collator": ("sailplan.data.collator", sleep_in_collator),
 }
 """By name: the module, and what patches it."""

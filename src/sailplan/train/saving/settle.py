@@ -21,6 +21,7 @@ def settle_saving(run: Run, trainer: Trainer, checkpoint: Path | None) -> None:
         trainer: Its trainer, before training.
         checkpoint: What it goes on from.
     """
+    trainer.save_sharded = bool(run.get("save_sharded"))
     trainer.saver = Saver(run, trainer, resumed=checkpoint is not None)
     trainer.add_callback(trainer.saver)
     if checkpoint is not None:
