@@ -1,8 +1,9 @@
-"""Reads the metrics of a run as one series, whatever was written before it was stopped."""
+"""The metrics of a run: a line a record, read as one series whatever was stopped in between."""
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         series.add(line)
     return series.records
+
+
+def append_metrics(path: Path, record: dict[str, Any]) -> None:
+    """Appends a record to a run's metrics file, with the wall time; for the first rank alone.
+
+    Args:
+        path: The file.
+        record: What JSON can hold, with its `step`.
+    """
+    line = json.dumps({**record, "time": round(time.time(), 3)})
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

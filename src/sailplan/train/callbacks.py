@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sailplan.plan.measured import WORTH_TELLING
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.metrics import append_metrics
 from sailplan.train.rank_log import LOG
 
 _RATES = (
@@ -59,9 +59,7 @@ class MetricsFile(TrainerCallback):
             self._write({"step": state.global_step, **logs})
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = json.dumps({**record, "time": round(time.time(), 3)})
-        with self.directory.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_metrics(self.directory.metrics_file, record)
 
 
 class PlainProgress(TrainerCallback):

@@ -68,7 +68,9 @@ def train(run: Run) -> None:
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
         from sailplan.train.generations import log_generations
+        from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.loss import guard_losses
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
         from sailplan.train.pins import pinned
@@ -134,6 +136,8 @@ def train(run: Run) -> None:
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
+    guard_losses(run, trainer, directory)
+    count_bad_rows(run, trainer, directory)
 
     trainer.heed(REQUESTS, directory)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from peft import PeftModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from sailplan.data.balance import Work
+from sailplan.data.batch_rows import ROWS, BatchRows, NamingCollator, take_rows
 from sailplan.data.collator import Collator
 from sailplan.data.counts import COUNTS, CountingCollator
 from sailplan.data.sampler import Samples, StepSampler
@@ -30,6 +32,8 @@ from sailplan.errors import DataError
 from sailplan.run.paths import RunPaths
 from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
+from sailplan.train.guards.bad_rows import refuse_broken
+from sailplan.train.guards.loss import LossGuard
 from sailplan.train.head import HeadPositions
 from sailplan.train.loading import LoadingTrainer
 from sailplan.train.loss_inputs import LossInputs, Taken, take_out
@@ -64,11 +68,15 @@ class Trainer(LoadingTrainer):
     stop: AgreedStop | None = None
     """How the ranks stop together, where `heed` was called before training."""
 
+    loss_guard: LossGuard | None = None
+    """Watches the losses and the gradient of every step, where it is given before training."""
+
     def __init__(
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
     ) -> None:
-        counting = CountingCollator(LossInputs(collate=collator))
-        super().__init__(data_collator=counting, **arguments)
+        naming = NamingCollator(CountingCollator(LossInputs(collate=collator)))
+        super().__init__(data_collator=naming, **arguments)
+        self.rows: list[BatchRows] = []  # of the micro batches of this step, on this rank
         self.collator, self.head, self._work = collator, HeadPositions(self.model), work
         self.votes = Votes(self.accelerator)
         self.add_callback(self.votes)
@@ -125,11 +133,18 @@ class Trainer(LoadingTrainer):
     ) -> Any:
         """Computes the loss as TRL does, the head at the positions that have a label alone."""
         positions = take_out(inputs).positions
-        if self.label_smoother is not None:  # it computes from all logits
+        smooths = self.label_smoother is not None  # it computes from all logits
+        if smooths:
             del inputs["shift_labels"]
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self.head.at(positions):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with nullcontext() if smooths else self.head.at(positions):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return self.loss_guard.see(loss) if self.loss_guard and not return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.loss_guard:
+            self.loss_guard.judge(norm)
+        return norm
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -140,6 +155,7 @@ class Trainer(LoadingTrainer):
             epoch_iterator = self.throughput.watch(epoch_iterator)
         taken: tuple[list[dict[str, Any]], torch.Tensor | int | None]
         taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.rows = take_rows(taken[0])
         PHASE.move("stepping")
         return taken
 
@@ -152,6 +168,7 @@ class Trainer(LoadingTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs.pop(COUNTS, None)  # of held-out batches, which nobody watches
+        refuse_broken(inputs.pop(ROWS, None))
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
@@ -163,6 +180,8 @@ class Trainer(LoadingTrainer):
         if "train_loss" in logs and self.loss_before:  # of this process alone until here
             logs["train_loss"] = self.loss_before + self._total_loss_scalar
             logs["train_loss"] /= self.state.global_step
+        if self.loss_guard:
+            self.loss_guard.correct(logs)
         super().log(logs, start_time)
 
     def scored(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Taken]:

@@ -7,7 +7,9 @@ of the package, and nothing heavy: it is read at the start of every process of a
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -69,10 +71,57 @@ def out_of_memory_in_save(module: ModuleType, *, step: int, unless_sharded: bool
     module.Trainer.save_model = limited
 
 
+def bad_loss(
+    module: ModuleType, *, steps: list[int], micro_batch: int = 0, factor: str = "nan"
+) -> None:
+    """Multiplies the loss of one micro batch of each of those steps."""
+    _of_micro_batch(module, steps, micro_batch, lambda loss: loss * float(factor))
+
+
+def bad_gradient(module: ModuleType, *, steps: list[int], micro_batch: int = 0) -> None:
+    """Makes the gradients of one micro batch of each of those steps infinite, not its loss."""
+
+    def spoil(loss: Any) -> Any:
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss * 1.0  # the guard sees a loss whose gradient is fine
+
+    _of_micro_batch(module, steps, micro_batch, spoil)
+
+
+def _of_micro_batch(
+    module: ModuleType, steps: list[int], micro_batch: int, change: Callable[[Any], Any]
+) -> None:
+    compute = module.SFTTrainer.compute_loss
+
+    def changed(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        loss = compute(trainer, *arguments, **options)
+        step, counts = trainer.state.global_step + 1, vars(trainer).setdefault("_counts", Counter())
+        counts[change, step] += 1
+        return change(loss) if step in steps and counts[change, step] == micro_batch + 1 else loss
+
+    module.SFTTrainer.compute_loss = changed
+
+
+def rot_files(module: ModuleType, *, paths: dict[str, str]) -> None:
+    """Overwrites files once the rows are encoded: each with what another file holds."""
+    prepare = module.prepare
+
+    def prepared(*arguments: Any, **options: Any) -> Any:
+        data = prepare(*arguments, **options)
+        for path, other in paths.items():
+            Path(path).write_bytes(Path(other).read_bytes())
+        return data
+
+    module.prepare = prepared
+
+
 PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "out_of_memory": ("sailplan.train.trainer", out_of_memory),
     "eat_memory": ("sailplan.train.trainer", eat_memory),
     "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
+    "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
+    "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
+    "rot_files": ("sailplan.data.prepare", rot_files),
     "sleep_in_collator": ("sailplan.data.collator", sleep_in_collator),
 }
 """By name: the module, and what patches it."""
