@@ -19,6 +19,7 @@ from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.state import ended
+from sailplan.train.continued import settled
 from sailplan.train.errors import leave, report_errors
 from sailplan.train.requests import REQUESTS
 from sailplan.train.say import calm_libraries, say
@@ -27,7 +28,7 @@ from sailplan.train.say import calm_libraries, say
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; a user's mistake ends in one line and its exit code."""
     with report_errors(), REQUESTS.heard():
-        train(Run.from_flags(sys.argv[1:] if argv is None else argv))
+        train(settled(Run.read_flags(sys.argv[1:] if argv is None else argv)))
         leave()
 
 
@@ -79,6 +80,7 @@ def train(run: Run) -> None:
         from sailplan.train.state import StateFile
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
+        from sailplan.train.world import differences
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
@@ -136,6 +138,7 @@ def train(run: Run) -> None:
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
+    say(*differences(trainer, checkpoint))
     guard_losses(run, trainer, directory)
     count_bad_rows(run, trainer, directory)
 
