@@ -65,6 +65,7 @@ def train(run: Run) -> None:
         from sailplan.train.finish import check_saved
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.hang.watch import hang_watch
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
         from sailplan.train.pins import pinned
@@ -126,8 +127,9 @@ def train(run: Run) -> None:
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
 
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.save_model()
+    with hang_watch(directory, trainer, run.get("hang_timeout")):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))
     trainer.end()
