@@ -1,7 +1,7 @@
 """What manifests cost training: the steps after a save of a gigabyte, with and without one.
 
-A loop of matrix products stands for training: a step takes about `--step-ms`. Every `--steps` steps it saves a gigabyte with torch.save, and what follows a save
-differs in turn:
+A loop of matrix products stands for training: a step takes about `--step-ms`. Every `--steps` steps
+it saves a gigabyte with torch.save, and what follows a save differs in turn:
 
 - *nothing*: the system writes the bytes to the disk when it likes;
 - *fsync*: a thread brings them there, as whoever wants to keep them must;
