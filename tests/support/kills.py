@@ -97,21 +97,21 @@ def chain(
         ranks=STRATEGIES[strategy],
     )
     pending: dict[str, Any] | None = None
+    killed_at = 0.0
     for number in range(len(wishes) + 1):
         before = len(_lines(out))
         with launched(file, "--no-preflight") as run:
             if number < len(wishes):
                 whom, in_save = wishes[number]
                 killed = _kill(run, out, whom, in_save=in_save, chance=chance)
-                next_killed_at = time.time()
             elif run.end():
                 raise RuntimeError(run.text[-4000:])
             left = run.gone()
         if pending is not None:
             yield Kill(**pending, **_back(out, before, killed_at, expected))
         if number < len(wishes):
+            killed_at = killed.pop("killed_at")
             pending = {**killed, "left": left, "whole_step": max(whole(out), default=0)}
-            killed_at = next_killed_at
     if curve(out) != expected:
         raise RuntimeError(f"the curve of {folder} is another than the undisturbed one")
 
@@ -137,9 +137,11 @@ def _kill(
         alive = alive and run.until(lambda: steps_done(out) >= target)
         time.sleep(chance.random() * 0.05)
     run.kill(whom)
+    killed_at = time.time()
     if not alive:
         raise RuntimeError(f"the run ended before it was killed:\n{run.text[-3000:]}")
-    return {"whom": whom, "in_save": wanted, "at_step": steps_done(out)}
+    at_step = steps_done(out)
+    return {"whom": whom, "in_save": wanted, "at_step": at_step, "killed_at": killed_at}
 
 
 def _lines(out: Path) -> list[str]:
