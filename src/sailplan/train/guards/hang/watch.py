@@ -8,6 +8,7 @@ main threads would wait for one another for ever.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -286,5 +287,7 @@ def _bytes_moved() -> int:
 
 
 def _exit() -> NoReturn:
+    for worker in multiprocessing.active_children():
+        worker.kill()  # one that hangs would not see that this process is gone
     # The main thread may be anywhere, and never come back.
     os._exit(HangError.exit_code)
