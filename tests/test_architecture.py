@@ -26,7 +26,7 @@ NAMES = {name_of(path) for path in MODULES}
 
 FLOORS = (
     {"errors", "__init__"},
-    {"files", "imports", "progress", "sizes", "terminal"},
+    {"files", "imports", "processes", "progress", "sizes", "terminal"},
     {"hub"},
     {"run", "hardware", "checkpoint"},
     {"model"},
@@ -44,6 +44,7 @@ LOGIN_WING = {
     "errors",
     "files",
     "imports",
+    "processes",
     "progress",
     "sizes",
     "terminal",
@@ -51,6 +52,7 @@ LOGIN_WING = {
     "run",
     "hardware",
     "launcher",
+    "supervise",
     "preflight",
     "cli",
 }

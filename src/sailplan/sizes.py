@@ -1,4 +1,4 @@
-"""Sizes as users write and read them."""
+"""Sizes and times as users write and read them."""
 
 from __future__ import annotations
 
@@ -33,3 +33,15 @@ def shown_bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the unit that suits it."""
+    if seconds < 10:
+        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"

@@ -184,7 +184,7 @@ def test_run_get_returns_copies_that_cannot_change_the_run():
         ("deepspeed: ds.json", "ds.json"),
         ("deepspeed: {zero_optimization: {stage: 2}}", {"zero_optimization": {"stage": 2}}),
         ("resume_from_checkpoint: true", "true"),
-        ("resume_from_checkpoint: false", None),
+        ("resume_from_checkpoint: false", "false"),
         ("eos_token: <|im_end|>", "<|im_end|>"),
         ("eval_size: 0.1", 0.1),
     ],

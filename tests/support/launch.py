@@ -29,14 +29,15 @@ Entry = Callable[[list[str]], End]
 
 
 @contextmanager
-def entry_script(cache: Path) -> Iterator[Entry]:
+def entry_script(cache: Path, env: dict[str, str] | None = None) -> Iterator[Entry]:
     """Starts a process that runs the entry script as often as it is called.
 
     Args:
         cache: Where `datasets` keeps what it has read.
+        env: The process's environment, where it is not this one's.
     """
     command = [sys.executable, "-m", "tests.support.cases"]
-    env = {**os.environ, "HF_DATASETS_CACHE": str(cache)}
+    env = {**(os.environ if env is None else env), "HF_DATASETS_CACHE": str(cache)}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     ) as process:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from sailplan.errors import RunFileError
 from sailplan.run.config import Run
+from sailplan.run.state import read_state
 from sailplan.train.arguments import training_arguments
 from tests.support.held_out import plain_loss
 from tests.support.launch import Entry, entry_script, flags
@@ -202,6 +203,10 @@ def test_run_stops_where_evaluations_get_no_better(start: Start) -> None:
     losses = logged(out, "eval_loss")
     best = min(range(len(losses)), key=lambda step: losses[step])
     assert len(losses) == best + 3 < 9
+    state = read_state(out / "state.json")
+    assert state is not None
+    assert state.state == "finished"
+    assert state.why.endswith(f": eval_loss did not become better than {losses[best]:.4g}")
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llama"])

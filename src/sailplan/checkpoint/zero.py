@@ -61,15 +61,11 @@ def read(folder: Path) -> ZeroCheckpoint:
     states = load(folder)
     model = states.models[0]
     module = model["module"]
-    shapes = [dict(group) for group in model.get("param_shapes") or ()]
-    if not any(shapes):
-        raise CheckpointError(f"{folder} names no trained parameters (param_shapes)")
+    trained = laid_out(states, states.masters, folder)
     if states.stage == 3:
-        trained = _partitioned(shapes, [Row(groups) for groups in states.masters], folder)
         kept = _frozen_partitioned(states.models, folder)
         working: dict[str, Pieces] = {}
     else:
-        trained = _straddling(shapes, states, folder)
         kept = _whole(module, (name for name in module if name not in trained))
         working = _whole(module, (name for name in trained if name in module))
     buffers = _whole(module, (n for n in model.get("buffer_names") or () if n in module))
@@ -84,6 +80,27 @@ def read(folder: Path) -> ZeroCheckpoint:
         aliases=aliases,
         dtypes={n: t.dtype for n, t in module.items() if isinstance(t, StoredTensor)},
     )
+
+
+def laid_out(
+    states: ZeroStates, vectors: Sequence[Sequence[StoredTensor]], folder: Path
+) -> dict[str, Pieces]:
+    """Returns where each trained parameter's elements lie in the flat vectors of the ranks.
+
+    Args:
+        states: What the ranks wrote.
+        vectors: Of every rank one vector a group: the weights, or a state of the optimizer.
+        folder: The `global_stepN` folder.
+
+    Raises:
+        CheckpointError: The shapes do not add up, or there are none.
+    """
+    shapes = [dict(group) for group in states.models[0].get("param_shapes") or ()]
+    if not any(shapes):
+        raise CheckpointError(f"{folder} names no trained parameters (param_shapes)")
+    if states.stage == 3:
+        return _partitioned(shapes, [Row(groups) for groups in vectors], folder)
+    return _straddling(shapes, states, vectors, folder)
 
 
 def _partitioned(
@@ -111,17 +128,19 @@ def _partitioned(
 
 
 def _straddling(
-    groups: Sequence[Mapping[str, Any]], states: ZeroStates, folder: Path
+    groups: Sequence[Mapping[str, Any]],
+    states: ZeroStates,
+    vectors: Sequence[Sequence[StoredTensor]],
+    folder: Path,
 ) -> dict[str, Pieces]:
     """Lays out ZeRO-1 and 2: each group is one vector over all ranks."""
     pieces: dict[str, Pieces] = {}
-    masters = states.masters
     paddings = states.optimizers[0].get("param_alignment_paddings")
-    counts = {len(groups), *map(len, masters)}
+    counts = {len(groups), *map(len, vectors)}
     if len(counts) > 1:
         raise CheckpointError(f"{folder}: the ranks hold different numbers of parameter groups")
     for number, shapes in enumerate(groups):
-        row = Row(rank[number] for rank in masters)
+        row = Row(rank[number] for rank in vectors)
         behind = paddings[number] if paddings else [0] * len(shapes)
         position = 0
         for (name, shape), gap in zip(shapes.items(), behind, strict=True):

@@ -38,6 +38,16 @@ def is_zero(folder: Path) -> bool:
     return folder.is_dir() and any(_OPTIMIZER.fullmatch(path.name) for path in folder.iterdir())
 
 
+def division(folder: Path) -> tuple[int, bool]:
+    """Returns by how many ranks a checkpoint was saved, and whether under ZeRO-3; from its names.
+
+    Raises:
+        CheckpointError: It was saved with tensor parallelism.
+    """
+    partitioned = any(path.name.startswith("zero_") for path in _files(folder, _MODEL))
+    return len(_files(folder, _OPTIMIZER)), partitioned
+
+
 def load(folder: Path) -> ZeroStates:
     """Loads the states of all ranks; no weights, and no code of a pickle.
 

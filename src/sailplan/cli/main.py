@@ -12,11 +12,13 @@ from typer.core import TyperGroup
 from typing_extensions import override
 
 from sailplan import __version__
-from sailplan.errors import RunFileError, SailplanError
+from sailplan.errors import RunFileError, SailplanError, StoppedError
 
 VERBS = {
     "plan": "Says what a run needs, how long it takes, and how it is best divided over GPUs.",
     "train": "Fine-tunes a model as a run file says, on this machine.",
+    "runs": "Lists runs: how each stands, how far it is, and why it ended.",
+    "watch": "Shows a run live in the terminal, until it ends.",
     "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
     "inspect": "Shows what a run trains on, token by token, and what is wrong with its data.",
     "doctor": "Checks the machine, or what a run needs of it, and says what to do.",
@@ -64,6 +66,9 @@ class _Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except StoppedError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
         except SailplanError as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None

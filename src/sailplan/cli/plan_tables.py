@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sailplan.plan.choice.candidates import Candidate
-from sailplan.plan.choice.explain import change, duration, fewer, gib
+from sailplan.plan.choice.explain import change, fewer, gib
 from sailplan.plan.record import Plan
 from sailplan.plan.sharding import KINDS, PHASES
-from sailplan.sizes import shown_bytes
+from sailplan.sizes import duration, shown_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -5,18 +5,21 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sailplan import files
 from sailplan.errors import RunFileError
+from sailplan.processes import stops_at_once
 
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Every field of a run file is a flag: they pass through to `Run`."""
 
 
+@stops_at_once()
 def train(
     context: typer.Context,
     run: Annotated[
@@ -46,35 +49,67 @@ def train(
     from sailplan.hardware.detect import detect
     from sailplan.launcher import local
     from sailplan.launcher.command import command
+    from sailplan.launcher.continued import continued
     from sailplan.preflight.before import before_launch
     from sailplan.preflight.checks import check
     from sailplan.preflight.planned import plan_ahead
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
+    from sailplan.run.finished import finished
+    from sailplan.run.method import with_method
+    from sailplan.supervise.attempt_log import settled_before
+    from sailplan.supervise.attempts import Attempts, Ready
+    from sailplan.supervise.next_plan import with_settings
 
-    wanted = Run.from_file(find_run_file(run), context.args)
-    wanted = RunDirectory.of(wanted).pinned(wanted)
+    asked = Run.from_file(find_run_file(run), context.args)
+    done = finished(asked)
+    if done is not None and not dry_run:
+        print(done)
+        return
+    asked = RunDirectory.of(asked).pinned(asked)
     if not no_preflight:
-        check(wanted)
-    environment = {**os.environ, **wanted.environment()}
+        check(asked)
+    environment = {**os.environ, **asked.environment()}
     machine = detect(environment)
-    port = local.meeting_port(wanted)
-    ahead = plan_ahead(wanted, machine, refuse=not no_preflight)
-    launch = command(ahead.run, machine, port=port, environment=environment)
-    for note in (*wanted.notes, *ahead.notes, *launch.notes):
+
+    def prepare(changed: Mapping[str, Any]) -> Ready:
+        port = local.meeting_port(asked)
+        going_on, kept = continued(with_settings(asked, changed), machine)
+        ahead = plan_ahead(going_on, machine, refuse=not no_preflight)
+        launch = command(ahead.run, machine, port=port, environment=environment)
+        method = ahead.kept.get("method")
+        return Ready(
+            run=ahead.run,
+            kept=asked if method == asked.get("method") else with_method(asked, method),
+            launch=launch,
+            plan=ahead.plan,
+            notes=(*kept, *ahead.notes, *launch.notes),
+        )
+
+    changed, why = settled_before(asked, machine)
+    ready = prepare(changed)
+    for note in (*asked.notes, *why, *ready.notes):
         # With --dry-run, standard output is for whoever runs or reads the command.
         print(note, file=sys.stderr if dry_run else sys.stdout, flush=True)
     if dry_run:
-        print(launch.shell())
-        for name in sorted(wanted.environment()):
+        print(ready.launch.shell())
+        for name in sorted(asked.environment()):
             print(f"# {name} is set as the run file says")
-        for path, text in launch.files.items():
+        for path, text in ready.launch.files.items():
             print(f"\n# {path}\n{text}", end="")
         return
-    RunDirectory.of(wanted).check(ahead.kept)
+    RunDirectory.of(asked).check(ready.kept)
     if not no_preflight:
-        before_launch(ahead.run, machine, plan=ahead.plan)
-    raise typer.Exit(local.train(ahead.kept, launch, machine, environment, plan=ahead.plan))
+        before_launch(ready.run, machine, plan=ready.plan)
+    attempts = Attempts(
+        prepare=prepare,
+        machine=machine,
+        environment=environment,
+        run_file=run,
+        asked=asked,
+        changed=changed,
+    )
+    raise typer.Exit(attempts.train(ready))
 
 
 def find_run_file(name: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sailplan.data.batch_rows import broken_row
 from sailplan.data.encode import Encoded, Encoder
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
@@ -75,6 +76,8 @@ class StreamedRow:
     """Most tokens of a row."""
     fails: bool
     """Whether a longer one is an error (`over_length: fail`)."""
+    leaves_out: bool = False
+    """Whether one that cannot be trained on becomes a `broken_row`, which no batch has."""
     told: bool = False
 
     def __call__(self, entry: int, where: str, row: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -90,7 +93,12 @@ class StreamedRow:
         """
         name = self.rows.entries[entry].name
         where = f"{self.rows.split} {where}{f' of {name}' if name else ''}"
-        encoded, num_images = self.rows.encode(entry, where, row)
+        try:
+            encoded, num_images = self.rows.encode(entry, where, row)
+        except DataError as error:
+            if not self.leaves_out:
+                raise
+            return broken_row(where, error)
         length = len(encoded.input_ids)
         if self.limit is not None and length > self.limit:
             got = f"{where} has {length} tokens, more than {self.limit} (max_length)"

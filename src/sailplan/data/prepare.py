@@ -19,7 +19,7 @@ from sailplan.data.ranks import wait_for_ranks
 from sailplan.data.sources import Rows
 from sailplan.data.streaming import EncodedStream, Stream
 from sailplan.data.token_cache import encoded_rows
-from sailplan.data.token_rows import Images, as_arrays, column
+from sailplan.data.token_rows import Origins, as_arrays, column
 from sailplan.errors import DataError
 
 
@@ -31,8 +31,8 @@ class Prepared:
     """Rows of `input_ids` and `labels` (arrays `[tokens]` of 32-bit integers), of `length` and
     `trained`, which are counts of tokens, `num_images`, `image_tokens`, which are those that stand
     for them, `row`, the index of the raw row, `entry`, the index of the entry of the data that it
-    is from, and `method`, how it was found what is trained. Where there are images, also `place`,
-    which is where a user finds the row, and the raw image columns, read when a row is asked for.
+    is from, `method`, how it was found what is trained, and `place`, where a user finds the row.
+    Where there are images, also the raw image columns, read when a row is asked for.
     """
     eval: datasets.Dataset | None
     """The same of the held-out rows."""
@@ -85,13 +85,14 @@ def prepare(
             name, encoded, encoder.max_length, run.get("over_length"), rows
         )
         notes += dropped
-        splits[name] = as_arrays(encoded, _images(name, raw, rows, format.image_fields))
+        splits[name] = as_arrays(encoded, _origins(name, raw, rows, format.image_fields))
     wait_for_ranks()
     if isinstance(rows.train, Stream):
         one = StreamedRow(
             rows=_row_encoder("train", rows, format, encoder, opener),
             limit=encoder.max_length,
             fails=run.get("over_length") == "fail",
+            leaves_out=run.get("max_bad_samples") > 0,
         )
         train: Any = EncodedStream(
             rows.train, one, rank=state.process_index, world_size=state.num_processes
@@ -149,14 +150,11 @@ def _refuse_mixed(split: str, encoded: datasets.Dataset, family: str) -> None:
         )
 
 
-def _images(
-    split: str, raw: datasets.Dataset, rows: Rows, image_fields: list[str]
-) -> Images | None:
-    if not image_fields:
-        return None
-    return Images(
+def _origins(split: str, raw: datasets.Dataset, rows: Rows, image_fields: list[str]) -> Origins:
+    numbers = rows.numbers[split]
+    return Origins(
         split=split,
-        raw=raw.select_columns(image_fields),
-        numbers=np.asarray(rows.numbers[split]),
+        images=raw.select_columns(image_fields) if image_fields else None,
+        numbers=numbers if isinstance(numbers, range) else np.asarray(numbers),
         entries=rows.entries,
     )

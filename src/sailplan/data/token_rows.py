@@ -115,38 +115,38 @@ def column(rows: datasets.Dataset, name: str) -> NDArray[Any]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Images:
-    """The image columns of the raw rows, which encoded rows are joined with as they are read.
+class Origins:
+    """Where encoded rows are from: their places, and the images that they are read with.
 
     Joining the tables instead would copy the images of every dataset whose rows were selected.
     """
 
     split: str
     """`train` or `eval`."""
-    raw: datasets.Dataset
-    """The raw rows, with these columns alone."""
-    numbers: NDArray[np.int64]
+    images: datasets.Dataset | None
+    """The raw rows, with the image columns alone; None where there are none."""
+    numbers: range | NDArray[np.int64]
     """Each row's number before any were held out."""
     entries: tuple[Entry, ...]
-    """Where the rows are from."""
+    """The sources of all rows."""
 
     def place(self, row: int) -> str:
         """Says where a user finds a row."""
         return f"{self.split} {place(self.entries, int(self.numbers[row]))}"
 
 
-def as_arrays(rows: datasets.Dataset, images: Images | None) -> datasets.Dataset:
+def as_arrays(rows: datasets.Dataset, origins: Origins) -> datasets.Dataset:
     """Returns rows that are read as the collator takes them.
 
     A row then has the columns of the file, but `labels` for `trained_spans`; `input_ids` and
-    `labels` are arrays of 32-bit integers, `[tokens]`. With images it has `place` and the raw image
-    columns as well. A batch of rows has the same, in lists.
+    `labels` are arrays of 32-bit integers, `[tokens]`. It has `place` as well, and with images the
+    raw image columns. A batch of rows has the same, in lists.
 
     Args:
         rows: Rows of a file of the cache.
-        images: Of their raw rows; None where there are none.
+        origins: Where they are from.
     """
-    return rows.with_format(_FORMAT, images=images)
+    return rows.with_format(_FORMAT, origins=origins)
 
 
 class _Arrays(Formatter[Any, Any, Any]):
@@ -157,10 +157,10 @@ class _Arrays(Formatter[Any, Any, Any]):
         features: datasets.Features | None = None,
         token_per_repo_id: Mapping[str, Any] | None = None,
         *,
-        images: Images | None = None,
+        origins: Origins | None = None,
     ) -> None:
         self.features, self.token_per_repo_id = features, token_per_repo_id
-        self.images = images
+        self.origins = origins
 
     def format_row(self, pa_table: pa.Table) -> dict[str, Any]:
         with READING:
@@ -175,18 +175,19 @@ class _Arrays(Formatter[Any, Any, Any]):
 
     def _row(self, table: pa.Table) -> dict[str, Any]:
         row = {name: values[0] for name, values in self._columns(table).items()}
-        if self.images is None or "input_ids" not in row or "row" not in row:
+        if self.origins is None or "input_ids" not in row or "row" not in row:
             return row
-        number = row["row"]
-        return {**row, "place": self.images.place(number), **self.images.raw[number]}
+        number, images = row["row"], self.origins.images
+        row["place"] = self.origins.place(number)
+        return row if images is None else {**row, **images[number]}
 
     def _batch(self, table: pa.Table) -> dict[str, list[Any]]:
         rows = self._columns(table)
-        if self.images is None or "input_ids" not in rows or "row" not in rows:
+        if self.origins is None or "input_ids" not in rows or "row" not in rows:
             return rows
-        numbers = rows["row"]
-        places = [self.images.place(number) for number in numbers]
-        return {**rows, "place": places, **self.images.raw[numbers]}
+        numbers, images = rows["row"], self.origins.images
+        rows["place"] = [self.origins.place(number) for number in numbers]
+        return rows if images is None else {**rows, **images[numbers]}
 
     def _columns(self, table: pa.Table) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from sailplan.demo.catalogue import COLOURS, COUNTS, SHAPES, USER_PROMPT, write_catalogue
 from sailplan.demo.recipe import Files, write_run_files
 from sailplan.demo.score import STYLES, HeldOut, exact_match, load_held_out
-from sailplan.errors import OutputError, TrainingError
+from sailplan.errors import OutputError, StoppedError, TrainingError
 from sailplan.hardware.detect import detect
 from sailplan.launcher import local
 from sailplan.launcher.command import Launch, command
@@ -111,8 +110,8 @@ def _train(run_file: Path) -> Launch:
     _say(*launch.notes)
     local.write_files(run, launch, machine)
     code = local.carry_out(launch, environment)
-    if code == 128 + signal.SIGINT:
-        raise KeyboardInterrupt
+    if code == StoppedError.exit_code:
+        raise StoppedError("the demo was stopped; started again, it begins anew")
     if code:
         raise TrainingError(f"training by {run_file} ended with exit code {code} (see above)")
     return launch

@@ -18,16 +18,29 @@ from types import FrameType
 import psutil
 
 from sailplan import __version__
-from sailplan.errors import LaunchError
+from sailplan.errors import LaunchError, StoppedError
 from sailplan.hardware.detect import Machine
-from sailplan.launcher.accelerate import PARENT_VARIABLE
 from sailplan.launcher.command import Launch
 from sailplan.plan.record import Plan
+from sailplan.processes import (
+    ORPHAN_GRACE_S,
+    STOP_SIGNALS,
+    adopting_orphans,
+    descendants,
+    heeded_signals,
+    kill,
+    launchers_of,
+    send,
+    with_launcher,
+)
 from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 
 HOST = "127.0.0.1"
+
+_MARGIN_S = 15.0
+"""Ranks that are left behind end by themselves; so much later they are killed."""
 
 PACKAGES = (
     "torch",
@@ -90,8 +103,10 @@ def train(
     claim = write_files(run, launch, machine, plan=plan)
     code = 1
     try:
+        directory.stop_file.unlink(missing_ok=True)  # it was for an earlier launch
         code = carry_out(launch, environment)
     finally:
+        directory.stop_file.unlink(missing_ok=True)
         if code and directory.began_at() == began_before:
             claim.take_back()
     return code
@@ -146,32 +161,34 @@ def _version(package: str) -> str | None:
 def carry_out(launch: Launch, environment: Mapping[str, str]) -> int:
     """Starts the processes, waits for them, and returns the exit code of the run.
 
-    Ctrl-C (or SIGTERM, SIGHUP) once asks the ranks to stop and waits for them; twice kills them.
-    No process is left when it returns.
+    A stop signal (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) asks the ranks to save and to end, and they
+    are waited for; a second one kills them. No process is left when it returns.
 
     Args:
         launch: What to start.
         environment: Variables of the ranks beside the launch's own; may hold secrets.
     """
     argv = [sys.executable, "-m", "sailplan.launcher.accelerate", *launch.argv[1:]]
-    env = {**environment, **launch.env, PARENT_VARIABLE: str(os.getpid())}
+    env = {**environment, **launch.env, **with_launcher(launchers_of(environment))}
     # DeepSpeed builds with the ninja beside this interpreter, activated environment or not.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     stop = _Stop()
-    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    # `nohup` has SIGHUP ignored: it stays so.
-    signals = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, stop) for number in signals}
+    previous = {number: signal.signal(number, stop) for number in heeded_signals()}
     try:
-        # In a session of its own, so that a Ctrl-C at the terminal reaches the ranks once, from us.
-        process = subprocess.Popen(argv, env=env, start_new_session=True)
-        stop.follow(process)
-        code = process.wait()
+        with adopting_orphans():
+            others = set(descendants())
+            # In a session of its own, so that a Ctrl-C at the terminal reaches the ranks once.
+            process = subprocess.Popen(argv, env=env, start_new_session=True)
+            stop.follow(process, others)
+            code = process.wait()
+            codes = [code, *stop.wait_for_the_rest()]
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if stop.received:
+    if stop.kills:
         return 128 + stop.received[0]
+    if StoppedError.exit_code in codes or (stop.received and -code in STOP_SIGNALS):
+        return StoppedError.exit_code
     return code if code >= 0 else 128 - code
 
 
@@ -180,33 +197,37 @@ class _Stop:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self.process: subprocess.Popen[bytes] | None = None
+        self.kills = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._others: set[psutil.Process] = set()
 
-    def follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Names the process that is to be stopped, now or later."""
-        self.process = process
+    def follow(self, process: subprocess.Popen[bytes], others: set[psutil.Process]) -> None:
+        """Names the process that is to be stopped, now or later, and those that are not."""
+        self._process, self._others = process, others
         if self.received:
             process.send_signal(self.received[0])
 
     def __call__(self, signum: int, _frame: FrameType | None) -> None:
         self.received.append(signum)
-        if self.process is None:
+        if self._process is None:
             return
         if len(self.received) == 1:
             print("\nstopping; Ctrl-C again kills the run", file=sys.stderr)
-            self.process.send_signal(signum)
-        else:
-            _kill_with_children(self.process.pid)
+            self._process.send_signal(signum)
+        elif signum != signal.SIGUSR1:  # schedulers may send that more than once
+            self.kills = True
+            send(self._below(), signal.SIGKILL)
 
+    def wait_for_the_rest(self) -> list[int | None]:
+        """Waits for ranks whose launcher was killed, then kills; returns their exit codes."""
+        left = self._below()
+        if not left:
+            return []
+        if self._process is not None and self._process.returncode == -signal.SIGKILL:
+            print("the process above the ranks was killed; waiting for them", file=sys.stderr)
+        gone, alive = psutil.wait_procs(left, timeout=ORPHAN_GRACE_S + _MARGIN_S)
+        kill(alive)
+        return [getattr(process, "returncode", None) for process in gone]
 
-def _kill_with_children(pid: int) -> None:
-    try:
-        process = psutil.Process(pid)
-        everyone = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for one in everyone:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
+    def _below(self) -> list[psutil.Process]:
+        return [process for process in descendants() if process not in self._others]

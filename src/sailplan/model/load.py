@@ -17,6 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sailplan.checkpoint.hub_folder import is_model
 from sailplan.errors import ModelError
 from sailplan.model.attention import FLASH, choose_attention
 from sailplan.model.folder import explain
@@ -55,7 +56,8 @@ def load_model(
             be trained as asked.
     """
     name = model_name(run)
-    if checkpoint is not None and not run.get("use_peft"):
+    # Where there are only ranks' shards, DeepSpeed puts them over the base model's weights.
+    if checkpoint is not None and not run.get("use_peft") and is_model(checkpoint):
         name = str(checkpoint)
     config = load_config(run)
     auto_class, model_class = classes(config, name)

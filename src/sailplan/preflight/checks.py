@@ -36,7 +36,7 @@ def check(run: Run) -> None:
     for name in _data_names(run):
         local.glance(name)
     local.image_root(run)
-    RunDirectory.of(run).asked_checkpoint(run)
+    RunDirectory.of(run).named_checkpoint(run)
 
 
 def check_hub(run: Run) -> None:

@@ -11,13 +11,14 @@ from sailplan.hardware.detect import Machine
 from sailplan.launcher.planned import asked_strategy, with_plan
 from sailplan.launcher.strategy import divide, on_cpu
 from sailplan.plan.choice.candidates import divisors
-from sailplan.plan.choice.explain import change, duration, gib
+from sailplan.plan.choice.explain import change, gib
 from sailplan.plan.facts.card import card_of
 from sailplan.plan.of_run import plan_of
 from sailplan.plan.record import Card, Plan
 from sailplan.plan.store import NotKeptError, only_kept
 from sailplan.run.config import Run
 from sailplan.run.method import AUTO, MICRO_BATCH, is_open, with_method
+from sailplan.sizes import duration
 
 _MOST_ON_CPU = 8
 """Rows of a micro batch where nothing is planned: TRL's own default."""

@@ -18,10 +18,10 @@ from typing import Any
 from sailplan.errors import SailplanError
 from sailplan.hardware.detect import detect
 from sailplan.launcher import local
-from sailplan.launcher.accelerate import PARENT_VARIABLE, follow_parent
 from sailplan.launcher.command import command
 from sailplan.preflight import children
 from sailplan.preflight.finding import Finding, Subject, failed, ok, unchecked
+from sailplan.processes import follow, launchers_of, with_launcher
 from sailplan.run.blocks import LaunchBlock
 from sailplan.run.config import Run
 from sailplan.sizes import shown_bytes
@@ -58,7 +58,7 @@ def smoke(subject: Subject) -> Finding:
         child = children.ask(
             "sailplan.preflight.smoke",
             str(folder),
-            environment={**subject.environment, PARENT_VARIABLE: str(os.getpid())},
+            environment={**subject.environment, **with_launcher(())},
             label=f"training a toy as {subject.strategy}",
             timeout_s=COMPILING_TIMEOUT_S if offloads else TIMEOUT_S,
         )
@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Launches the toy run of the folder that is named, and returns its exit code."""
-    follow_parent()  # a doctor that is killed leaves no ranks behind
+    follow(launchers_of(os.environ)[-1])  # a doctor that is killed leaves no ranks behind
     folder = Path(sys.argv[1])
     try:
         run = Run.from_file(folder / "toy.yaml", ["--output_dir", str(folder)])

@@ -34,7 +34,7 @@ _OWNED_BY_SFT_CONFIG = {
 _WORDS: Mapping[tuple[str, str], str | None] = {
     ("report_to", "none"): "none",
     ("resume_from_checkpoint", "true"): "true",
-    ("resume_from_checkpoint", "false"): None,
+    ("resume_from_checkpoint", "false"): "false",
     ("resume_from_checkpoint", ""): None,
 }
 """Words that have one meaning however they are written."""

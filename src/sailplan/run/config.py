@@ -59,9 +59,17 @@ class Run:
 
     @classmethod
     def from_flags(cls, arguments: Sequence[str]) -> Run:
-        """Reads a training script's flags, `--config FILE` among them; other flags win over it.
+        """Reads a training script's flags, and settles `global_batch_size` with `WORLD_SIZE`.
 
-        It is what each rank calls: `global_batch_size` is settled with `WORLD_SIZE`.
+        Raises:
+            RunFileError: The file or a flag is wrong, or the global batch does not divide.
+            SystemExit: `--help` is asked for, and has been printed.
+        """
+        return cls.read_flags(arguments).for_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+
+    @classmethod
+    def read_flags(cls, arguments: Sequence[str]) -> Run:
+        """Reads a training script's flags, `--config FILE` among them; other flags win over it.
 
         Raises:
             RunFileError: The file or a flag is wrong.
@@ -71,8 +79,7 @@ class Run:
             print(script_help())
             raise SystemExit(0)
         path, flags = assemble.split_config(arguments)
-        run = cls(**assemble.assemble(path, flags))
-        return run.for_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+        return cls(**assemble.assemble(path, flags))
 
     def is_set(self, name: str) -> bool:
         """Says whether the field was written."""
@@ -175,8 +182,18 @@ class Run:
         fields = saved.fields(self.explicit)
         if self.get("global_batch_size") is not None:
             fields.pop("gradient_accumulation_steps", None)  # another world size needs another
+        if _is_said_once(fields):
+            del fields["resume_from_checkpoint"]
         return {
             **fields,
             **saved.accelerate(self.accelerate),
             **saved.environment(self.env),
         }
+
+
+def _is_said_once(fields: Mapping[str, Any]) -> bool:
+    """Says whether the run is to begin anew or to go back, which no later launch of it repeats."""
+    wanted, home = fields.get("resume_from_checkpoint"), fields.get("output_dir")
+    if wanted in (None, "true"):
+        return False
+    return wanted == "false" or (home is not None and Path(wanted).is_relative_to(home))

@@ -13,6 +13,7 @@ from sailplan.run import saved
 from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 from sailplan.run.identity import changes
+from sailplan.run.lock import wait_until_free
 from sailplan.run.paths import RunPaths
 from sailplan.run.repositories import REVISIONS, pin, remembered
 from sailplan.run.repositories import text as text_of_pins
@@ -34,24 +35,39 @@ class RunDirectory(RunPaths):
         """Returns the directory of a run; transformers' `trainer_output` where none is written."""
         return cls(Path(run.get("output_dir") or "trainer_output").expanduser().absolute())
 
-    def asked_checkpoint(self, run: Run) -> Path | None:
-        """Returns the checkpoint that `resume_from_checkpoint` names; for `true` the last one.
+    def named_checkpoint(self, run: Run) -> Path | None:
+        """Returns the checkpoint that `resume_from_checkpoint` names by its path.
+
+        One of another directory is where a run begins: it counts until the run has its own.
+
+        Returns:
+            None where it is not set, `true` (the last one here) or `false` (none).
 
         Raises:
-            RunFileError: There is no such checkpoint.
+            RunFileError: There is no such folder, or with `true` no checkpoint here.
         """
         wanted = run.get("resume_from_checkpoint")
-        if wanted in (None, "", "false", False):
+        if wanted is None or str(wanted).lower() in ("", "false"):
             return None
-        if wanted in ("true", True):
-            checkpoints = self.checkpoints()
-            if not checkpoints:
+        if str(wanted).lower() == "true":
+            if not self.checkpoints():
                 raise RunFileError(f"resume_from_checkpoint: {self.path} holds no checkpoint")
-            return checkpoints[-1]
+            return None
         path = Path(wanted).expanduser().absolute()
         if not path.is_dir():
             raise RunFileError(f"resume_from_checkpoint: there is no folder {path}")
-        return path
+        return path if path.is_relative_to(self.path) or not self.checkpoints() else None
+
+    def goes_on_from(self, run: Run) -> list[Path]:
+        """Returns the checkpoints from one of which a run goes on, oldest first.
+
+        Raises:
+            RunFileError: As for `named_checkpoint`.
+        """
+        if str(run.get("resume_from_checkpoint")).lower() == "false":
+            return []
+        named = self.named_checkpoint(run)
+        return self.checkpoints() if named is None else [named]
 
     def pinned(self, run: Run) -> Run:
         """Returns the run with the commits that the directory remembers for its revisions.
@@ -82,11 +98,12 @@ class RunDirectory(RunPaths):
         return {self.revisions_file: text_of_pins(pins.items())}
 
     def check(self, run: Run) -> None:
-        """Refuses what `claim` would refuse, and writes nothing.
+        """Refuses what `claim` would refuse, and writes nothing; waits for ranks left behind.
 
         Raises:
-            OutputError: It is a file, cannot be written, or holds another run.
+            OutputError: It is a file, cannot be written, holds another run, or is trained in now.
         """
+        wait_until_free(self.lock_file)
         self._refuse_another_run(run)
         there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
+
+import xxhash
 
 from sailplan.hub.repository import MAIN, is_commit
 from sailplan.run import saved
@@ -41,6 +44,18 @@ ADAPTER_IDENTITY = (
     "lora_alpha_pattern",
 )
 """The same for a run that trains an adapter: its shape and scale."""
+
+_PINNED = frozenset(REVISIONS.values())
+
+
+def identity(run: Run) -> str:
+    """Returns a checksum of what makes the run this run; a checkpoint of another has another."""
+    names = (*IDENTITY, *(ADAPTER_IDENTITY if run.get("use_peft") else ()))
+    values = saved.fields({name: run.get(name) for name in names if name not in _PINNED})
+    # A revision may be written as a branch first and as its commit later.
+    for entry in values["datasets"] or ():
+        entry.pop("revision", None)
+    return xxhash.xxh3_64_hexdigest(json.dumps(values, sort_keys=True, default=str).encode())
 
 
 def changes(old: Run, new: Run) -> Iterator[tuple[str, Any, Any]]:

@@ -1,27 +1,66 @@
-"""Reads the metrics of a run as one series, whatever was written before it was stopped."""
+"""The metrics of a run: a line a record, read as one series whatever was stopped in between."""
 
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a run's metrics file, in the order of their steps.
+@dataclass(slots=True)
+class Series:
+    """The records of a metrics file in the order of their steps, a line at a time.
 
     A line `{"step": N, "resumed": true, …}` says that training went on from step N: what was
     written before it of later steps is of a try that was given up, and is left out. So is a line
-    that was cut off.
+    that was cut off, and one that is no record.
     """
-    kept: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """What counts of the lines so far."""
+    resumed: dict[str, Any] | None = None
+    """The record of where the last launch went on; None for a first launch."""
+    num_earlier: int = 0
+    """How many of the records are of launches before the last."""
+
+    def add(self, line: str) -> dict[str, Any] | None:
+        """Takes the next line; returns its record, None where it is none."""
         try:
             record = json.loads(line)
         except ValueError:
-            continue
+            return None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            return None
         if record.get("resumed"):
-            kept = [earlier for earlier in kept if earlier["step"] <= record["step"]]
+            self.records = [old for old in self.records if old["step"] <= record["step"]]
+            self.resumed, self.num_earlier = record, len(self.records)
         else:
-            kept.append(record)
-    return kept
+            self.records.append(record)
+        return record
+
+    @property
+    def of_this_launch(self) -> list[dict[str, Any]]:
+        """The records since the run was last started."""
+        return self.records[self.num_earlier :]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a run's metrics file, in the order of their steps; see `Series`."""
+    series = Series()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        series.add(line)
+    return series.records
+
+
+def append_metrics(path: Path, record: dict[str, Any]) -> None:
+    """Appends a record to a run's metrics file, with the wall time; for the first rank alone.
+
+    Args:
+        path: The file.
+        record: What JSON can hold, with its `step`.
+    """
+    line = json.dumps({**record, "time": round(time.time(), 3)})
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

@@ -115,6 +115,11 @@ class RunPaths:
         """Checkpoints that are in doubt; nothing here is ever deleted or trained on."""
         return self.path / "doubted"
 
+    @property
+    def divided(self) -> Path:
+        """A checkpoint as other ranks than those that saved it load it; there while they do."""
+        return self.path / "divided"
+
     def checkpoint(self, step: int) -> Path:
         """Returns where the checkpoint of an optimizer step lies."""
         return self.path / f"checkpoint-{step}"

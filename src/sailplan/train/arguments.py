@@ -37,6 +37,8 @@ _OURS: dict[str, Any] = {
     "chat_template_path": None,
     # Which checkpoint it is, the run directory says.
     "resume_from_checkpoint": None,
+    # Trainer deletes the older before the newer is whole.
+    "save_total_limit": None,
 }
 
 _TELLING_S = 60
@@ -63,6 +65,7 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     defaults: dict[str, Any] = {
         "report_to": "tensorboard",
         "disable_tqdm": not sys.stderr.isatty(),
+        "restore_callback_states_from_checkpoint": True,
     }
     if device.kind == "cuda" and run.get("dataloader_pin_memory"):
         # Else each batch would wait for all that the GPU has still to do.

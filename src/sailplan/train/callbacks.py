@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -11,6 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sailplan.plan.measured import WORTH_TELLING
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.metrics import append_metrics
+from sailplan.train.rank_log import LOG
 
 _RATES = (
     ("tokens_per_s", "{:.0f} tokens/s", 0.0),
@@ -35,8 +36,11 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Claims the directory, and says where training goes on."""
-        if not state.is_world_process_zero:
-            return
+        if state.is_world_process_zero:
+            self._begin(state)
+        LOG.begin(self.directory.logs)
+
+    def _begin(self, state: TrainerState) -> None:
         goes_on = self.directory.began_at() is not None
         self.directory.begin(self.run)
         if goes_on and self.directory.metrics_file.stat().st_size:
@@ -55,9 +59,7 @@ class MetricsFile(TrainerCallback):
             self._write({"step": state.global_step, **logs})
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = json.dumps({**record, "time": round(time.time(), 3)})
-        with self.directory.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_metrics(self.directory.metrics_file, record)
 
 
 class PlainProgress(TrainerCallback):

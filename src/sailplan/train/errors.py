@@ -1,5 +1,7 @@
 """How a rank ends: one line for the user's mistakes, from one rank, with the error's exit code.
 
+Under `sailplan train` it leaves word of its failure in a file instead, and the launcher tells.
+
 Imports nothing heavy, so that the entry script can enter `report_errors` before torch is loaded
 and a Ctrl-C during imports is as quiet as one during training.
 """
@@ -10,14 +12,17 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from sailplan.errors import SailplanError
+from sailplan.errors import SailplanError, StoppedError
+from sailplan.run.failure import Failure, asked_folder, write_failure
+from sailplan.train.failures import failure_of, line_of
+from sailplan.train.rank_log import LOG
 
 OTHER_RANK_WAIT_S = 2.0
 """Other ranks than the first wait so long before they speak: most often the first one has failed
@@ -33,33 +38,63 @@ def report_errors() -> Iterator[None]:
     """Runs a rank's work and ends the process for it where that fails.
 
     A `SailplanError` becomes `error: …` on standard error and its exit code; anything else keeps
-    its traceback and exits with 1. Of several ranks that fail together only one speaks. Ctrl-C
-    (once or several times) exits with 130 and prints nothing.
+    its traceback and exits with 1, or with `HardwareError`'s code where there is no memory. Of
+    several ranks that fail together only one speaks. Where a launcher asks for it, none does: each
+    leaves its failure in a file, and its traceback in its log. A run that was stopped is no error:
+    the first rank says so, and all exit with 75. Ctrl-C (once or several times) exits with 130 and
+    prints nothing.
 
     Raises:
         SystemExit: The work failed, in a process of its own. A launcher's rank ends at once,
             because the interpreter's shutdown may wait for ranks that are gone.
     """
+    if asked_folder() is not None:
+        LOG.install()
     interrupt = _Interrupt()
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
-    except SailplanError as error:
-        _wait_turn(first_rank_s=0.0)
-        print(f"error: {_line(error)}", file=sys.stderr, flush=True)
+    except StoppedError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, flush=True)
+        leave(error.exit_code)
         _exit(error.exit_code)
-    except Exception:
-        _wait_turn(first_rank_s=UNKNOWN_ERROR_WAIT_S)
-        traceback.print_exc()
-        _exit(1)
+    except Exception as error:
+        failed(error)
     finally:
         if not interrupt.came:
             signal.signal(signal.SIGINT, previous)
 
 
-def leave() -> None:
+def failed(error: BaseException) -> NoReturn:
+    """Tells of an error, or leaves it to the launcher to do so, and ends this process.
+
+    Any thread may call it.
+    """
+    failure = failure_of(error)
+    if not _left_to_launcher(failure):
+        is_user_error = isinstance(error, SailplanError)
+        _wait_turn(first_rank_s=0.0 if is_user_error else UNKNOWN_ERROR_WAIT_S)
+        text = f"error: {line_of(error)}\n" if is_user_error else failure.traceback
+        print(text, end="", file=sys.stderr, flush=True)
+    _exit(failure.exit_code)
+
+
+def _left_to_launcher(failure: Failure) -> bool:
+    folder = asked_folder()
+    if folder is None:
+        return False
+    try:
+        write_failure(folder, failure)
+    except OSError:
+        return False
+    LOG.write(failure.traceback)
+    return True
+
+
+def leave(code: int = 0) -> None:
     """Ends this process where it is a launcher's rank, the only one too, and its work is done.
 
     Exit handlers run, since trackers close in them; C++ destructors do not: libraries still hold
@@ -67,7 +102,7 @@ def leave() -> None:
     """
     if _is_rank():
         atexit._run_exitfuncs()
-        _exit(0)
+        _exit(code)
 
 
 class _Interrupt:
@@ -84,16 +119,6 @@ class _Interrupt:
             raise KeyboardInterrupt
 
 
-def _line(error: SailplanError) -> str:
-    """Returns the error's one line, without what a DataLoader's worker puts around it.
-
-    torch raises a worker's error again as one of the same class whose message is the worker's
-    whole traceback; the error's own line is the last of it.
-    """
-    kind = type(error)
-    return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
-
-
 def _is_rank() -> bool:
     """Whether a launcher has started this process, which then may hold process groups."""
     return "WORLD_SIZE" in os.environ
@@ -107,6 +132,6 @@ def _wait_turn(*, first_rank_s: float) -> None:
 def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    if _is_rank():
+    if _is_rank() or threading.current_thread() is not threading.main_thread():
         os._exit(code)
     raise SystemExit(code)

@@ -137,6 +137,8 @@ def settle_loader(run: Run, trainer: Any, plan: Plan | None) -> tuple[Loading, l
     )
     notes: list[str] = []
     written = run.is_set("dataloader_num_workers")
+    if not written and trainer.resumption and trainer.resumption.workers is not None:
+        args.dataloader_num_workers, written = trainer.resumption.workers, True
     if not written or args.dataloader_num_workers:
         probe = _slowest(trainer, _probe(trainer.train_dataset, trainer.data_collator, args))
         if not written:

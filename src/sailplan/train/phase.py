@@ -38,13 +38,14 @@ class Phase:
 
     @contextmanager
     def within(self, name: str) -> Iterator[None]:
-        """Names what happens inside; then what was before goes on."""
+        """Names what happens inside; then what was before goes on.
+
+        Where it fails the name stays, for whoever tells of the error.
+        """
         before = self.name
         self.move(name)
-        try:
-            yield
-        finally:
-            self.move(before)
+        yield
+        self.move(before)
 
 
 PHASE = Phase()

@@ -18,14 +18,23 @@ from collections.abc import Sequence
 from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.finished import finished
+from sailplan.run.state import ended
+from sailplan.train.continued import settled
 from sailplan.train.errors import leave, report_errors
+from sailplan.train.requests import REQUESTS
 from sailplan.train.say import calm_libraries, say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; a user's mistake ends in one line and its exit code."""
-    with report_errors():
-        train(Run.from_flags(sys.argv[1:] if argv is None else argv))
+    with report_errors(), REQUESTS.heard():
+        run = settled(Run.read_flags(sys.argv[1:] if argv is None else argv))
+        done = finished(run)
+        if done is None:
+            train(run)
+        elif os.environ.get("RANK", "0") == "0":
+            print(done)
         leave()
 
 
@@ -36,6 +45,8 @@ def train(run: Run) -> None:
         SailplanError: The run cannot go right; which class says why.
     """
     run.require("model_name_or_path")
+    directory = RunDirectory.of(run)
+    REQUESTS.watch(directory)
     os.environ.update(run.environment())
     if run.get("use_cpu"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others
@@ -64,17 +75,22 @@ def train(run: Run) -> None:
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
         from sailplan.train.generations import log_generations
+        from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
         from sailplan.train.guards.hang.watch import hang_watch
+        from sailplan.train.guards.loss import guard_losses
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
         from sailplan.train.pins import pinned
+        from sailplan.train.resume import checkpoint_of
+        from sailplan.train.saving.settle import settle_saving
+        from sailplan.train.state import StateFile
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
+        from sailplan.train.world import differences
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
-    directory = RunDirectory.of(run)
     run = pinned(run)
     if args.process_index == 0:
         directory.check(run)
@@ -93,7 +109,8 @@ def train(run: Run) -> None:
     if args.process_index == 0:
         say(*check_own_ids(encoder, format, opener, rows, data.train))
 
-    checkpoint = directory.asked_checkpoint(run)
+    checkpoint = checkpoint_of(run)
+    say(*([f"goes on from {checkpoint}"] if checkpoint else []))
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
 
@@ -115,23 +132,31 @@ def train(run: Run) -> None:
         optimizer_cls_and_kwargs=optimizer_by_part(run, args, trained),
         callbacks=[
             MetricsFile(run),
+            StateFile(directory),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
             *early_stopping(run),
         ],
     )
+    settle_saving(run, trainer, checkpoint)
     log_generations(run, rows, format, opener, trainer)
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
+    say(*differences(trainer, checkpoint))
+    guard_losses(run, trainer, directory)
+    count_bad_rows(run, trainer, directory)
 
+    trainer.heed(REQUESTS, directory)
     with hang_watch(directory, trainer, run.get("hang_timeout")):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.leave_if_stopped()
         trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))
+        ended(directory, 0)
     trainer.end()
 
 

@@ -1,43 +1,48 @@
 """TRL's `SFTTrainer`, with micro batches of equal work and the head computed where a label is.
 
-The held-out loss is counted by tokens, and the best weights are really loaded.
-
-Trainer averages the means of batches, so that a batch of short rows weighs as much as one of long
-rows, and on several ranks it counts the rows again that fill up an uneven last batch. Here the loss
-is the sum over the trained tokens of the held-out rows, each row once, divided by their number: the
-same on one process or many, whatever the batch size.
+What a step meets is watched, a save is whole or does not count, and a stop is agreed upon: each of
+them elsewhere, and called from here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import PeftModel
-from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+from transformers.trainer_utils import TrainOutput
 
 from sailplan.data.balance import Work
+from sailplan.data.batch_rows import ROWS, BatchRows, NamingCollator, take_rows
 from sailplan.data.collator import Collator
 from sailplan.data.counts import COUNTS, CountingCollator
+from sailplan.data.ranks import wait_for_ranks
 from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
 from sailplan.errors import DataError
-from sailplan.train.evaluation import METRICS
+from sailplan.run.paths import RunPaths
 from sailplan.train.finish import gather_where_it_fits
-from sailplan.train.head import HeadPositions
-from sailplan.train.loss_inputs import LossInputs, Taken, take_out
+from sailplan.train.guards.bad_rows import refuse_broken
+from sailplan.train.guards.loss import LossGuard
+from sailplan.train.held_out import HeldOutTrainer
+from sailplan.train.loading import LoadingTrainer
+from sailplan.train.loss_inputs import LossInputs, take_out
 from sailplan.train.phase import PHASE
+from sailplan.train.requests import Requests
+from sailplan.train.resume import Resumption
+from sailplan.train.saving.saver import Saver
+from sailplan.train.stopping import AgreedStop, EvaluationGivenUpError
 from sailplan.train.throughput import Throughput
 from sailplan.train.votes import Votes
 
 
-class Trainer(SFTTrainer):
+class Trainer(LoadingTrainer, HeldOutTrainer):
     """The trainer of every run; see the module for what it does otherwise than TRL's.
 
     Args:
@@ -48,13 +53,26 @@ class Trainer(SFTTrainer):
 
     throughput: Throughput | None = None
     """Counts what is trained on, where it is given before training."""
+    saver: Saver | None = None
+    """Stands around each save, where it is given before training."""
+    save_sharded = False
+    """Whether ZeRO-3 never gathers the weights to save them."""
+    resumption: Resumption | None = None
+    """What training goes on from, where it does."""
+    loss_before = 0.0
+    """What the losses that were logged before this process went on had added up to."""
+    stop: AgreedStop | None = None
+    """How the ranks stop together, where `heed` was called before training."""
+    loss_guard: LossGuard | None = None
+    """Watches the losses and the gradient of every step, where it is given before training."""
 
     def __init__(
         self, *, collator: Collator, work: Callable[[Any], Work], **arguments: Any
     ) -> None:
-        counting = CountingCollator(LossInputs(collate=collator))
-        super().__init__(data_collator=counting, **arguments)
-        self.collator, self.head, self._work = collator, HeadPositions(self.model), work
+        naming = NamingCollator(CountingCollator(LossInputs(collate=collator)))
+        super().__init__(data_collator=naming, **arguments)
+        self.rows: list[BatchRows] = []  # of the micro batches of this step, on this rank
+        self.collator, self._work = collator, work
         self.votes = Votes(self.accelerator)
         self.add_callback(self.votes)
         self._sampler: StepSampler | None = None
@@ -110,11 +128,18 @@ class Trainer(SFTTrainer):
     ) -> Any:
         """Computes the loss as TRL does, the head at the positions that have a label alone."""
         positions = take_out(inputs).positions
-        if self.label_smoother is not None:  # it computes from all logits
+        smooths = self.label_smoother is not None  # it computes from all logits
+        if smooths:
             del inputs["shift_labels"]
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self.head.at(positions):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with nullcontext() if smooths else self.head.at(positions):
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return self.loss_guard.see(loss) if self.loss_guard and not return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.loss_guard:
+            self.loss_guard.judge(norm)
+        return norm
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -125,6 +150,7 @@ class Trainer(SFTTrainer):
             epoch_iterator = self.throughput.watch(epoch_iterator)
         taken: tuple[list[dict[str, Any]], torch.Tensor | int | None]
         taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.rows = take_rows(taken[0])
         PHASE.move("stepping")
         return taken
 
@@ -137,6 +163,7 @@ class Trainer(SFTTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs.pop(COUNTS, None)  # of held-out batches, which nobody watches
+        refuse_broken(inputs.pop(ROWS, None))
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         return prepared
 
@@ -145,58 +172,12 @@ class Trainer(SFTTrainer):
         self._metrics["train"].pop("num_tokens", None)  # TRL's counts packed rows wrongly
         if self.throughput:
             self.throughput.add_to(logs, self.args, self.state)
+        if "train_loss" in logs and self.loss_before:  # of this process alone until here
+            logs["train_loss"] = self.loss_before + self._total_loss_scalar
+            logs["train_loss"] /= self.state.global_step
+        if self.loss_guard:
+            self.loss_guard.correct(logs)
         super().log(logs, start_time)
-
-    def scored(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Taken]:
-        """Returns what the head says at each label of a batch, `[1, labels]`, without gradients.
-
-        Args:
-            model: The model as it is called in training, wrapped where it is.
-            inputs: A batch as `LossInputs` makes it.
-        """
-        PHASE.move("computing held-out rows")
-        inputs = self._prepare_inputs(inputs)
-        taken = take_out(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(taken.positions):
-            return model(**inputs, use_cache=False, fused_lm_head=True), taken
-
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, None, None]:
-        """Adds a batch to the sums of this evaluation; logits are never made.
-
-        TRL's fused LM head computes the log-probabilities of the labels piece by piece, in
-        evaluation as in training.
-        """
-        outputs, taken = self.scored(model, inputs)
-        found = [-outputs.log_probs, outputs.is_top1, outputs.label_mask]
-        of_labels = torch.stack([values[0].float() for values in found], dim=1)
-        of_rows = of_labels.new_zeros(taken.num_rows, 3)
-        of_rows = of_rows.index_add(0, taken.label_rows, of_labels)
-        # Rows that only fill up the last batch of some rank are left out by accelerate here.
-        self._sums += self.accelerator.gather_for_metrics(of_rows).double().sum(dim=0).cpu()
-        loss, _, tokens = of_rows.sum(dim=0)
-        return loss / tokens.clamp(min=1), None, None
-
-    def evaluation_loop(
-        self, *arguments: Any, metric_key_prefix: str = "eval", **options: Any
-    ) -> EvalLoopOutput:
-        """Evaluates, and says loss and accuracy over all trained tokens of the rows."""
-        self._sums = torch.zeros(3, dtype=torch.float64)
-        with PHASE.within("evaluating"):
-            output = super().evaluation_loop(
-                *arguments, metric_key_prefix=metric_key_prefix, **options
-            )
-        loss, top1, tokens = self._sums.tolist()
-        mean = loss / tokens if tokens else math.nan
-        found = (mean, math.exp(min(mean, 700.0)), top1 / tokens if tokens else math.nan)
-        for name, value in zip(METRICS, found, strict=True):
-            output.metrics[f"{metric_key_prefix}_{name}"] = value
-        return output
 
     def get_train_dataloader(self) -> Any:
         """Returns what the rows are drawn with.
@@ -205,7 +186,7 @@ class Trainer(SFTTrainer):
         """
         if not isinstance(self.train_dataset, EncodedStream):
             return super().get_train_dataloader()
-        return training_loader(
+        loader = training_loader(
             self.train_dataset,
             self.data_collator,
             batch_size=self._train_batch_size,
@@ -215,21 +196,57 @@ class Trainer(SFTTrainer):
             prefetch=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory,
         )
+        if self.resumption is not None:
+            self.resumption.place_stream(loader.dataset)
+        return loader
 
-    def _load_best_model(self) -> None:
-        """Loads the best checkpoint's weights.
+    def heed(self, requests: Requests, paths: RunPaths) -> None:
+        """Has all ranks stop together where one is asked to; the last thing before training."""
+        self.stop = AgreedStop(self, requests, paths)
+        self.add_callback(self.stop)
 
-        Trainer's own loader takes the names of a checkpoint for those of the module, and warns
-        where they differ, as they do for most vision-language models (transformers 5.23).
+    def leave_if_stopped(self) -> None:
+        """Ends this rank together with the others where they have agreed to stop.
+
+        Raises:
+            StoppedError: They have; what they saved is whole.
         """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or isinstance(self.model, PeftModel):
-            super()._load_best_model()
-            return
-        best = type(self.model).from_pretrained(Path(self.state.best_model_checkpoint))
-        self.model.load_state_dict(best.state_dict())
+        if self.stop is not None:
+            self.stop.leave()
+
+    def make_up_evaluation(self) -> None:
+        """Evaluates the checkpoint that training goes on from, as it would have been then."""
+        if self._determine_best_metric(metrics=self._evaluate(None, None), trial=None):
+            best = RunPaths(Path(self.args.output_dir)).checkpoint(self.state.global_step)
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **options)
+        except EvaluationGivenUpError:  # what is still to be done is settled
+            super()._maybe_log_save_evaluate(*arguments, **options)
+
+    def _finalize_training(self, *arguments: Any, **options: Any) -> TrainOutput:
+        if self.stop is None or self.stop.cause is None:
+            return super()._finalize_training(*arguments, **options)
+        # Nothing is concluded: the run goes on another time. Trackers close.
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, math.nan, {})
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint that is whole or does not count, once a step."""
+        if self.saver is None:
+            super()._save_checkpoint(model, trial)
+        elif not self.saver.has_saved(self.state.global_step):
+            with self.saver.saving():
+                super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model whole; under ZeRO-3 only where the first rank's host has room for it."""
         if self.deepspeed is not None:
-            gather_where_it_fits(self.deepspeed, isinstance(self.model, PeftModel))
-        super().save_model(output_dir, _internal_call)
+            is_adapter = isinstance(self.model, PeftModel)
+            gather_where_it_fits(self.deepspeed, is_adapter, sharded=self.save_sharded)
+        with PHASE.within("saving"):
+            super().save_model(output_dir, _internal_call)
+            wait_for_ranks()  # what follows is a collective, and the first may write for long

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -99,7 +102,117 @@ def save_slowly(module: ModuleType, *, seconds: float) -> None:
     module.Trainer._save_optimizer_and_scheduler = faulty
 
 
+def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
+    """Has a micro batch of more tokens end as CUDA does without memory, once steps are done."""
+    import torch
+
+    from sailplan.train.phase import PHASE
+
+    compute = module.Trainer.compute_loss
+
+    def limited(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if PHASE.step >= step and inputs["input_ids"].numel() > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return compute(trainer, model, inputs, *rest, **options)
+
+    module.Trainer.compute_loss = limited
+
+
+def eat_memory(module: ModuleType, *, most_tokens: int, mib_of_token: int) -> None:
+    """Takes real memory for each token that a micro batch has too many."""
+    compute = module.Trainer.compute_loss
+
+    def hungry(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        tokens = inputs["input_ids"].numel() - most_tokens
+        eaten = [bytearray(b"1" * (mib_of_token << 20)) for _ in range(tokens)]
+        loss = compute(trainer, model, inputs, *rest, **options)
+        del eaten
+        return loss
+
+    module.Trainer.compute_loss = hungry
+
+
+def out_of_memory_in_save(module: ModuleType, *, step: int, unless_sharded: bool = False) -> None:
+    """Has the weights' save end for want of memory from a step on, where they are gathered."""
+    import torch
+
+    save = module.Trainer.save_model
+
+    def limited(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        sharded = unless_sharded and trainer.save_sharded
+        if trainer.state.global_step >= step and not sharded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 15.00 GiB.")
+        return save(trainer, *arguments, **options)
+
+    module.Trainer.save_model = limited
+
+
+def bad_loss(
+    module: ModuleType, *, steps: list[int], micro_batch: int = 0, factor: str = "nan"
+) -> None:
+    """Multiplies the loss of one micro batch of each of those steps."""
+    _of_micro_batch(module, steps, micro_batch, lambda loss: loss * float(factor))
+
+
+def bad_gradient(module: ModuleType, *, steps: list[int], micro_batch: int = 0) -> None:
+    """Makes the gradients of one micro batch of each of those steps infinite, not its loss."""
+
+    def spoil(loss: Any) -> Any:
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss * 1.0  # the guard sees a loss whose gradient is fine
+
+    _of_micro_batch(module, steps, micro_batch, spoil)
+
+
+def _of_micro_batch(
+    module: ModuleType, steps: list[int], micro_batch: int, change: Callable[[Any], Any]
+) -> None:
+    compute = module.SFTTrainer.compute_loss
+
+    def changed(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        loss = compute(trainer, *arguments, **options)
+        step, counts = trainer.state.global_step + 1, vars(trainer).setdefault("_counts", Counter())
+        counts[change, step] += 1
+        return change(loss) if step in steps and counts[change, step] == micro_batch + 1 else loss
+
+    module.SFTTrainer.compute_loss = changed
+
+
+def rot_files(module: ModuleType, *, cut: list[str], swapped: dict[str, str]) -> None:
+    """Cuts files off once the rows are encoded, or overwrites them with what another holds."""
+    prepare = module.prepare
+
+    def prepared(*arguments: Any, **options: Any) -> Any:
+        data = prepare(*arguments, **options)
+        for path in map(Path, cut):
+            path.write_bytes(path.read_bytes()[:200])
+        for path, other in swapped.items():
+            Path(path).write_bytes(Path(other).read_bytes())
+        return data
+
+    module.prepare = prepared
+
+
+def fill_disk(module: ModuleType, *, step: int, ballast: str, room: int) -> None:
+    """Fills the disk of a file up to some room once a checkpoint is begun, from a step on."""
+    check = module.check_room
+
+    def checked(folder: Path, wanted: int) -> None:
+        check(folder, wanted)
+        if int(folder.name.split("-")[1]) >= step:
+            Path(ballast).write_bytes(b"0" * (shutil.disk_usage(folder.parent).free - room))
+
+    module.check_room = checked
+
+
 PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "out_of_memory": ("sailplan.train.trainer", out_of_memory),
+    "eat_memory": ("sailplan.train.trainer", eat_memory),
+    "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
+    "fill_disk": ("sailplan.train.saving.saver", fill_disk),
+    "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
+    "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
+    "rot_files": ("sailplan.data.prepare", rot_files),
     "sleep_in_collator": ("sailplan.data.collator", sleep_in_collator),
     "sleep_in_worker": ("sailplan.data.collator", sleep_in_worker),
     "stop_in_collator": ("sailplan.data.collator", stop_in_collator),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import datasets
 from datasets.iterable_dataset import ExamplesIterable
 
+from sailplan.data.batch_rows import BROKEN
 from sailplan.data.counts import READING
 from sailplan.data.streaming.order import Position
 from sailplan.data.streaming.parts import Row
@@ -53,7 +54,7 @@ class EncodedStream(datasets.IterableDataset):
         """Yields all rows once, in the order of the files."""
         for row in self.stream.in_files():
             encoded = self.encode(row.entry, self.stream.place(row), row.values)
-            if encoded is not None:
+            if encoded is not None and BROKEN not in encoded:
                 yield encoded
 
     def rows(

@@ -86,11 +86,18 @@ class MicroBatches(IterableDataset[Any]):
         self._stream, self._collate, self._work = stream, collate, work
         self._samples, self._accumulation = batch_size * accumulation, accumulation
         self._workers, self._prefetch, self._pin = num_workers, prefetch, pin_memory
-        self._steps = 0
+        self._steps = self._passed_over = 0
         self._positions: list[Position | None] = [None] * max(num_workers, 1)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yields batches from where `load_state_dict` says, else from the beginning."""
+        """Yields batches from where `load_state_dict` says, else from the beginning.
+
+        For each batch that was handed out before that there is a None first: transformers' trainer
+        passes over as many, and so reads none of them again.
+        """
+        passed_over, self._passed_over = self._passed_over, 0
+        for _ in range(passed_over):
+            yield None
         count = len(self._positions)
         steps = _Steps(
             stream=self._stream,
@@ -143,6 +150,7 @@ class MicroBatches(IterableDataset[Any]):
                     todo="go on with the settings of the first run",
                 )
         self._steps = state["steps"]
+        self._passed_over = self._steps * self._accumulation
         self._positions = [place and Position.from_json(place) for place in state["positions"]]
 
     def _identity(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from sailplan.plan.choice.candidates import TIGHT, Candidate
 from sailplan.plan.choice.choose import SIMPLEST_FIRST, Change
 from sailplan.plan.record import Plan
 from sailplan.plan.sharding import GIB
+from sailplan.sizes import duration
 
 _STATES = ("optimizer", "parameters", "gradients")
 """What is there whatever the micro batch."""
@@ -37,18 +38,6 @@ def gib(size: float) -> str:
     """Returns a size in GiB, as a card's memory is counted."""
     amount = size / GIB
     return f"{amount:.0f} GiB" if amount >= 100 else f"{amount:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time in the unit that suits it."""
-    if seconds < 10:
-        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
 
 
 def explain(plan: Plan) -> tuple[str, ...]:

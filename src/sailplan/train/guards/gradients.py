@@ -71,7 +71,7 @@ class GradientGuard(TrainerCallback):
             return
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         names = [name.removeprefix(_PEFT_PREFIX) for name, _ in trainable]
-        self._waiting = {name: index for index, name in enumerate(names)}
+        self._names, self._waiting = names, {name: index for index, name in enumerate(names)}
         self._image_names, media_ids = _needs_images(model, names)
         self._num_counted, self._learning_rate = 0, 0.0
         # Columns are the parameters; row 0 says "finite and not zero", row 1 "not finite".
@@ -189,6 +189,18 @@ class GradientGuard(TrainerCallback):
             )
         if not self._waiting:
             self._release()
+
+    def not_finite(self) -> str:
+        """Names tensors whose gradient was not finite in this step; all ranks must ask at once.
+
+        Nothing is named once every tensor has been seen.
+        """
+        if not self._handles:
+            return ""
+        broken = self._step_flags[1].clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(broken, op=torch.distributed.ReduceOp.MAX)
+        return _list([self._names[index] for index in broken.nonzero().flatten().tolist()])
 
     def _release(self) -> None:
         for handle in self._handles:

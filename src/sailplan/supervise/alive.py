@@ -1,0 +1,89 @@
+"""Whether a run that says it runs does so: it cannot tell of its own sudden end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from sailplan.run.paths import RunPaths
+from sailplan.run.state import RunState
+from sailplan.sizes import duration
+
+SILENT_S = 300.0
+"""A run on another machine that was silent for so long is not believed to run."""
+
+CLOCKS_S = 60.0
+"""So far the clocks of machines, and of one before and after it was set, may differ."""
+
+
+def is_held(lock_file: Path) -> bool | None:
+    """Says whether a process somewhere holds the lock of a run; None where it cannot be told."""
+    try:
+        handle = os.open(lock_file, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(handle)  # and the lock with it
+    return False
+
+
+def is_here(state: RunState) -> bool:
+    """Says whether the run's first rank is a process of this machine."""
+    return state.host == socket.gethostname()
+
+
+def lives(state: RunState) -> bool:
+    """Says whether the first rank's process is there; to be asked on its machine."""
+    import psutil
+
+    try:
+        process = psutil.Process(state.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return bool(process.create_time() <= state.started_at + CLOCKS_S)  # else its number's heir
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def last_word(paths: RunPaths, state: RunState | None) -> float:
+    """Returns when a run last wrote something of its progress, in seconds since 1970."""
+    times = [state.updated_at] if state else []
+    for file in (paths.metrics_file, *paths.beats.glob("rank-*.json")):
+        with contextlib.suppress(OSError):
+            times.append(file.stat().st_mtime)
+    if not times and paths.run_file.is_file():
+        times.append(paths.run_file.stat().st_mtime)
+    return max(times, default=0.0)
+
+
+def why_gone(paths: RunPaths, state: RunState, *, held: bool | None, now: float) -> str | None:
+    """Says how we know that a run which says it runs does not; None where it may.
+
+    Args:
+        paths: The run's.
+        state: What it says.
+        held: What `is_held` says of its lock. A free one proves nothing from another machine:
+            there are network file systems where locks are of one machine only.
+        now: Seconds since 1970.
+    """
+    if held:
+        return None
+    silent_s = now - last_word(paths, state)
+    if is_here(state):
+        if lives(state):
+            return None
+        return f"process {state.pid} is gone, its last word came {duration(silent_s)} ago"
+    if silent_s < SILENT_S:
+        return None
+    return f"no word from {state.host} for {duration(silent_s)}"
