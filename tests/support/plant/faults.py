@@ -34,7 +34,22 @@ def _in_collator(module: ModuleType, step: int, act: Callable[[], object]) -> No
 
 def sleep_in_collator(module: ModuleType, *, step: int, seconds: float = 3600.0) -> None:
     """Sleeps while it makes a batch."""
-    _in_collator(module, step, lambda: time.sleep(seconds))
+
+    def sleep() -> None:
+        time.sleep(seconds)
+
+    _in_collator(module, step, sleep)
+
+
+def sleep_in_worker(module: ModuleType) -> None:
+    """Sleeps while a worker of a DataLoader makes its first batch."""
+    from torch.utils.data import get_worker_info
+
+    def sleep() -> None:
+        if get_worker_info():
+            time.sleep(3600)
+
+    _in_collator(module, 0, sleep)
 
 
 def stop_in_collator(module: ModuleType, *, step: int, after_s: float) -> None:
@@ -68,6 +83,23 @@ def leave_out_all_reduce(module: ModuleType, *, step: int) -> None:
             return train(trainer, *arguments, **options)
 
     module.Trainer.training_step = faulty
+
+
+def save_slowly(module: ModuleType, *, seconds: float) -> None:
+    """Takes long to save the optimizer, and writes something all the time."""
+    from sailplan.train.phase import PHASE
+
+    save = module.Trainer._save_optimizer_and_scheduler
+
+    def faulty(trainer: Any, folder: Any) -> None:
+        until = time.monotonic() + seconds
+        with PHASE.within("saving"), open(os.devnull, "wb") as file:  # noqa: PTH123
+            while time.monotonic() < until:
+                file.write(bytes(2**20))
+                time.sleep(0.1)
+        save(trainer, folder)
+
+    module.Trainer._save_optimizer_and_scheduler = faulty
 
 
 def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
@@ -182,8 +214,10 @@ PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
     "rot_files": ("sailplan.data.prepare", rot_files),
     "sleep_in_collator": ("sailplan.data.collator", sleep_in_collator),
+    "sleep_in_worker": ("sailplan.data.collator", sleep_in_worker),
     "stop_in_collator": ("sailplan.data.collator", stop_in_collator),
     "keep_interpreter_in_collator": ("sailplan.data.collator", keep_interpreter_in_collator),
+    "save_slowly": ("sailplan.train.trainer", save_slowly),
     "leave_out_all_reduce": ("sailplan.train.trainer", leave_out_all_reduce),
 }
 """By name: the module, and what patches it."""

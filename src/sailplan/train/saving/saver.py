@@ -140,7 +140,8 @@ class Saver(TrainerCallback):
         if self._thread is not None:
             self._thread.join(timeout=1.0)
             if self._thread.is_alive():
-                with waiting("the checkpoint is read again and described"):
+                words = "the checkpoint is read again and described"
+                with PHASE.within("saving"), waiting(words):
                     self._thread.join()
             self._thread = None
         self._tell()
