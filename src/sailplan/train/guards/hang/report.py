@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from sailplan.errors import HangError
+from sailplan.run.failure import Failure
 from sailplan.run.paths import RunPaths
 from sailplan.train.guards.hang.verdict import Account, Verdict
 
@@ -70,18 +70,16 @@ def page(
     return "\n".join(lines)
 
 
-def failure(accounts: Sequence[Account], verdict: Verdict, error: HangError) -> str:
+def failure(accounts: Sequence[Account], verdict: Verdict, error: HangError) -> Failure:
     """Returns the record of the failure, of the rank that held the run up."""
     slowest = next(one for one in accounts if one.rank == verdict.rank)
     calls = [f"  {call.words()}\n" for call in reversed(slowest.frames)]
-    record = {
-        "rank": verdict.rank,
-        "time": time.time(),
-        "kind": "hang",
-        "error": str(error),
-        "traceback": "".join(calls),
-        "exit_code": error.exit_code,
-        "step": slowest.beat.step,
-        "phase": slowest.beat.phase,
-    }
-    return json.dumps(record, indent=2) + "\n"
+    return Failure(
+        rank=verdict.rank,
+        kind="hang",
+        error=str(error),
+        exit_code=error.exit_code,
+        traceback="".join(calls),
+        step=slowest.beat.step,
+        phase=slowest.beat.phase,
+    )

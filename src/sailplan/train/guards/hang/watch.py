@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sailplan.errors import HangError
+from sailplan.run.failure import asked_folder, write_failure
 from sailplan.run.paths import RunPaths
 from sailplan.train.guards.hang.beats import FIRST_STEP, Beat, Beats
 from sailplan.train.guards.hang.processes import trouble_of, wake
@@ -223,13 +224,14 @@ class Watch:
             accounts = self._gather()
             verdict = judge(accounts)
             error = error_of(self._directory, verdict)
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            asked = asked_folder()
+            if asked is None:  # else whoever asked tells
+                print(f"error: {error}", file=sys.stderr, flush=True)
             text = page(self._directory, accounts, verdict, hang_timeout_s=self._timeout_s)
             report_file(self._directory).write_text(text, encoding="utf-8")
-            self._directory.failures.mkdir(exist_ok=True)
-            (self._directory.failures / f"rank-{verdict.rank}.json").write_text(
-                failure(accounts, verdict, error), encoding="utf-8"
-            )
+            left = asked or self._directory.failures
+            (left / f"rank-{verdict.rank}.json").unlink(missing_ok=True)  # of an earlier start
+            write_failure(left, failure(accounts, verdict, error))
         finally:
             with suppress(OSError):
                 self._beats.conclude("said")
