@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -160,10 +161,23 @@ def rot_files(module: ModuleType, *, cut: list[str], swapped: dict[str, str]) ->
     module.prepare = prepared
 
 
+def fill_disk(module: ModuleType, *, step: int, ballast: str, room: int) -> None:
+    """Fills the disk of a file up to some room once a checkpoint is begun, from a step on."""
+    check = module.check_room
+
+    def checked(folder: Path, wanted: int) -> None:
+        check(folder, wanted)
+        if int(folder.name.split("-")[1]) >= step:
+            Path(ballast).write_bytes(b"0" * (shutil.disk_usage(folder.parent).free - room))
+
+    module.check_room = checked
+
+
 PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "out_of_memory": ("sailplan.train.trainer", out_of_memory),
     "eat_memory": ("sailplan.train.trainer", eat_memory),
     "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
+    "fill_disk": ("sailplan.train.saving.saver", fill_disk),
     "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
     "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
     "rot_files": ("sailplan.data.prepare", rot_files),
