@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -215,6 +216,14 @@ def read(folder: Path) -> Manifest:
     for name in manifest.files:
         inside(folder, name)
     return manifest
+
+
+def newest(checkpoints: Sequence[Path]) -> Manifest | None:
+    """Returns the newest manifest that can be read, of checkpoints oldest first; None of none."""
+    for folder in reversed(checkpoints):
+        with suppress(CheckpointError):
+            return read(folder)
+    return None
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
