@@ -80,7 +80,7 @@ def test_killed_watch_leaves_the_terminal_as_it_was(running: RunPaths) -> None:
 
 @pytest.mark.parametrize("height", [10, 18, 60])
 def test_picture_fits_the_terminal(running: RunPaths, height: int) -> None:
-    running.logs.mkdir()
+    running.logs.mkdir(exist_ok=True)
     (running.logs / "rank-0.log").write_text("\n".join(f"line {n}" for n in range(50)) + "\n")
     with on_terminal([*WATCH, str(running.path)], width=90, height=height) as terminal:
         picture = terminal.read_until("q leaves")
