@@ -48,3 +48,16 @@ def datasets_cache(tmp_path: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
         yield
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Trains a tiny model once a session, twelve steps, as `sailplan train` does; its directory.
+
+    The directory is shared: a test that changes it copies it first.
+    """
+    from tests.support.runs import train_tiny
+
+    return train_tiny(tmp_path_factory.mktemp("trained"), tiny_model("llama"))

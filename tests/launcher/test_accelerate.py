@@ -62,13 +62,17 @@ def test_launch_with_killed_rank_names_it_and_the_signal(script: Path) -> None:
     assert text == "error: rank 0 was ended by SIGKILL; the machine may have run out of memory\n"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_launch_when_interrupted_leaves_no_process(script: Path, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "signum"), [(1, signal.SIGINT), (2, signal.SIGTERM), (2, signal.SIGUSR1)]
+)
+def test_launch_that_is_asked_to_stop_leaves_no_process(
+    script: Path, processes: int, signum: signal.Signals
+) -> None:
     process = start(script, "stay", processes)
     assert process.stdout is not None
     ranks = [int(process.stdout.readline().split()[1]) for _ in range(processes)]
-    process.send_signal(signal.SIGINT)
-    assert end(process) == (130, "")
+    process.send_signal(signum)
+    assert end(process) == (75, "")
     assert not [rank for rank in ranks if is_alive(rank)]
 
 
@@ -77,7 +81,7 @@ def test_launch_whose_parent_is_gone_ends_too(script: Path, tmp_path: Path) -> N
     parent = tmp_path / "parent.py"
     parent.write_text(
         "import os, subprocess, sys\n"
-        "os.environ['SAILPLAN_LAUNCHER_PARENT'] = str(os.getpid())\n"
+        "os.environ['SAILPLAN_LAUNCHERS'] = str(os.getpid())\n"
         "subprocess.run([sys.executable, '-m', 'sailplan.launcher.accelerate', *sys.argv[1:]])\n"
     )
     flags = ["--config_file", str(preset("single_gpu")), str(script), "stay"]

@@ -118,7 +118,7 @@ def test_ctrl_c_once_stops_every_process_without_a_traceback(tmp_path: Path) -> 
     terminal = Terminal(tmp_path, "stays")
     terminal.wait_for("waiting", count=2)
     os.write(terminal.main, CTRL_C)
-    assert terminal.end() == 130
+    assert terminal.end() == 75
     assert not (tmp_path / "out").exists()  # no rank had begun to train
     assert "stopping; Ctrl-C again kills the run" in terminal.text
     assert "Traceback" not in terminal.text
@@ -136,14 +136,17 @@ def test_ctrl_c_twice_kills_ranks_that_do_not_stop(tmp_path: Path) -> None:
     assert not [rank for rank in terminal.ranks() if is_alive(rank)]
 
 
-def test_terminated_launch_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_launch_that_is_asked_to_stop_leaves_no_process(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
     process = start(tmp_path, "stays", stdout=subprocess.PIPE)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(4)]
     ranks = [int(line.split()[2]) for line in lines if line.startswith(b"rank")]
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signum)
     process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 75
     assert len(ranks) == 2
     assert not [rank for rank in ranks if is_alive(rank)]
 

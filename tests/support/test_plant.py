@@ -16,7 +16,7 @@ PROGRAM = (
 )
 
 
-@pytest.mark.parametrize(("rank", "name"), [("1", "slow"), ("0", "__call__")])
+@pytest.mark.parametrize(("rank", "name"), [("1", "faulty"), ("0", "__call__")])
 def test_fault_is_planted_in_its_rank_alone(rank: str, name: str) -> None:
     env = {**planted(what="sleep_in_collator", rank=1, step=3), "RANK": rank}
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """
     launchers = launchers_of(os.environ)
     os.environ.update(with_launcher(launchers))
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are ours
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # torchrun's; the others are ours
     heeded = heeded_signals()
     ask = _AskRanks()
     for number in heeded:
@@ -81,16 +81,16 @@ class _AskRanks:
     """A signal handler that asks the ranks to stop, or ends this process where there are none."""
 
     def __init__(self) -> None:
-        self._signum: int | None = None
         self._sent: Counter[psutil.Process] = Counter()
 
     def __call__(self, signum: int, _frame: FrameType | None) -> None:
         ranks = psutil.Process().children()
         if not ranks:
             raise Asked(signal.Signals(signum).name)
+        if signum == signal.SIGINT:  # a rank that does not listen yet would print a traceback
+            signum = signal.SIGTERM
         send(ranks, signum)
-        if self._signum is None:
-            self._signum = signum
+        if not self._sent:
             self._sent.update(ranks)
             Thread(target=self._send_again, args=(signum,), daemon=True).start()
 

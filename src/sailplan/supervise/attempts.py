@@ -156,7 +156,8 @@ class Attempts:
         elif found is not None and self._goes_on(ready.run, found):
             return found
         name = str(self.directory.path) if self.directory.run_file.is_file() else self.run_file
-        for line in advice(ending, name, _flags(found)):
+        on_gpu = not on_cpu(ready.run, self.machine)
+        for line in advice(ending, name, _flags(found), on_gpu=on_gpu):
             _tell(line)
         return None
 

@@ -106,13 +106,14 @@ def last_whole(directory: RunDirectory) -> Path | None:
     )
 
 
-def advice(ending: Ending, name: str, flags: Sequence[str]) -> Iterator[str]:
+def advice(ending: Ending, name: str, flags: Sequence[str], *, on_gpu: bool) -> Iterator[str]:
     """Yields what to do where memory ran out and nothing is changed without being asked.
 
     Args:
         ending: How the launch ended.
         name: The run, as `sailplan train` takes it.
         flags: The next plan, as flags; none where there is no next plan.
+        on_gpu: Whether the ranks trained on GPUs.
     """
     if flags:
         again = shlex.join(["sailplan", "train", name, *flags])
@@ -122,7 +123,7 @@ def advice(ending: Ending, name: str, flags: Sequence[str]) -> Iterator[str]:
             "what would make the save fit: more memory for the machine, an adapter "
             "(method: lora), or strategy zero3 with save_sharded: true"
         )
-    elif ending.of_host:
+    elif ending.of_host and on_gpu:
         yield (
             "what takes the machine's memory: dataloader_num_workers, offloading, the whole model "
             "on one rank while it is loaded or saved; or ask for more (slurm.mem)"
@@ -130,5 +131,5 @@ def advice(ending: Ending, name: str, flags: Sequence[str]) -> Iterator[str]:
     else:
         yield (
             "no plan is left that needs less: a shorter max_length, fewer max_pixels, "
-            "method: lora or qlora, or more GPUs would"
+            f"method: lora or qlora, or more {'GPUs' if on_gpu else 'memory'} would"
         )

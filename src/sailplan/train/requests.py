@@ -94,8 +94,9 @@ class Requests:
             self._listens = False
             signal.set_wakeup_fd(wakeup)
             os.close(mouth)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            if not self._is_over:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
 
     def watch(self, paths: RunPaths) -> None:
         """Heeds the run's stop file from now on, where this is the first rank.
@@ -124,8 +125,13 @@ class Requests:
             told(self._cause)  # type: ignore[unreachable]  # mypy knows of no other thread
 
     def end(self) -> None:
-        """Heeds no signal any more: what is left to do is short, and comes to an end."""
+        """Heeds no stop signal any more, to the end of this process, which is near.
+
+        The first rank that leaves has torch's agent send SIGTERM to the others.
+        """
         self._is_over = True
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _interrupt(self, signum: int, _frame: FrameType | None) -> None:
         """Is called in the main thread, when that comes to it."""

@@ -71,6 +71,7 @@ def train(run: Run) -> None:
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.hang.watch import hang_watch
         from sailplan.train.guards.loss import guard_losses
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
@@ -103,7 +104,7 @@ def train(run: Run) -> None:
         say(*check_own_ids(encoder, format, opener, rows, data.train))
 
     checkpoint = checkpoint_of(run)
-    say(f"goes on from {checkpoint}" if checkpoint else "begins at step 0")
+    say(*([f"goes on from {checkpoint}"] if checkpoint else []))
     model = load_model(run, checkpoint=checkpoint, added_ids=added_ids)
     end_answers(model, processor, chat=is_chat(format, rows))
 
@@ -143,9 +144,10 @@ def train(run: Run) -> None:
     count_bad_rows(run, trainer, directory)
 
     trainer.heed(REQUESTS, directory)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.leave_if_stopped()
-    trainer.save_model()
+    with hang_watch(directory, trainer, run.get("hang_timeout")):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.leave_if_stopped()
+        trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))
         ended(directory, 0)

@@ -9,6 +9,7 @@ concluded (no best weights are loaded, no final model is saved), since the run g
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +123,10 @@ class AgreedStop(TrainerCallback):
         state = self._trainer.state
         if state.is_world_process_zero:
             self._paths.stop_file.unlink(missing_ok=True)
-        wait_for_ranks()
-        self._requests.end()
+        with suppress(RuntimeError):  # torch's agent was killed, and kills nobody any more
+            wait_for_ranks()  # however long the first one takes with its checkpoint
+            self._requests.end()
+            wait_for_ranks()
         raise StoppedError(self.sentence(state))
 
 

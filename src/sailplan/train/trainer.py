@@ -1,11 +1,7 @@
 """TRL's `SFTTrainer`, with micro batches of equal work and the head computed where a label is.
 
-The held-out loss is counted by tokens, and the best weights are really loaded.
-
-Trainer averages the means of batches, so that a batch of short rows weighs as much as one of long
-rows, and on several ranks it counts the rows again that fill up an uneven last batch. Here the loss
-is the sum over the trained tokens of the held-out rows, each row once, divided by their number: the
-same on one process or many, whatever the batch size.
+What a step meets is watched, a save is whole or does not count, and a stop is agreed upon: each of
+them elsewhere, and called from here.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from typing import Any
 import datasets
 import torch
 from peft import PeftModel
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from sailplan.data.balance import Work
 from sailplan.data.batch_rows import ROWS, BatchRows, NamingCollator, take_rows
@@ -30,13 +26,12 @@ from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
 from sailplan.errors import DataError
 from sailplan.run.paths import RunPaths
-from sailplan.train.evaluation import METRICS
 from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.guards.bad_rows import refuse_broken
 from sailplan.train.guards.loss import LossGuard
-from sailplan.train.head import HeadPositions
+from sailplan.train.held_out import HeldOutTrainer
 from sailplan.train.loading import LoadingTrainer
-from sailplan.train.loss_inputs import LossInputs, Taken, take_out
+from sailplan.train.loss_inputs import LossInputs, take_out
 from sailplan.train.phase import PHASE
 from sailplan.train.requests import Requests
 from sailplan.train.resume import Resumption
@@ -46,7 +41,7 @@ from sailplan.train.throughput import Throughput
 from sailplan.train.votes import Votes
 
 
-class Trainer(LoadingTrainer):
+class Trainer(LoadingTrainer, HeldOutTrainer):
     """The trainer of every run; see the module for what it does otherwise than TRL's.
 
     Args:
@@ -67,7 +62,6 @@ class Trainer(LoadingTrainer):
     """What the losses that were logged before this process went on had added up to."""
     stop: AgreedStop | None = None
     """How the ranks stop together, where `heed` was called before training."""
-
     loss_guard: LossGuard | None = None
     """Watches the losses and the gradient of every step, where it is given before training."""
 
@@ -77,7 +71,7 @@ class Trainer(LoadingTrainer):
         naming = NamingCollator(CountingCollator(LossInputs(collate=collator)))
         super().__init__(data_collator=naming, **arguments)
         self.rows: list[BatchRows] = []  # of the micro batches of this step, on this rank
-        self.collator, self.head, self._work = collator, HeadPositions(self.model), work
+        self.collator, self._work = collator, work
         self.votes = Votes(self.accelerator)
         self.add_callback(self.votes)
         self._sampler: StepSampler | None = None
@@ -183,54 +177,6 @@ class Trainer(LoadingTrainer):
         if self.loss_guard:
             self.loss_guard.correct(logs)
         super().log(logs, start_time)
-
-    def scored(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Taken]:
-        """Returns what the head says at each label of a batch, `[1, labels]`, without gradients.
-
-        Args:
-            model: The model as it is called in training, wrapped where it is.
-            inputs: A batch as `LossInputs` makes it.
-        """
-        PHASE.move("computing held-out rows")
-        inputs = self._prepare_inputs(inputs)
-        taken = take_out(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(taken.positions):
-            return model(**inputs, use_cache=False, fused_lm_head=True), taken
-
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, None, None]:
-        """Adds a batch to the sums of this evaluation; logits are never made.
-
-        TRL's fused LM head computes the log-probabilities of the labels piece by piece, in
-        evaluation as in training.
-        """
-        outputs, taken = self.scored(model, inputs)
-        found = [-outputs.log_probs, outputs.is_top1, outputs.label_mask]
-        of_labels = torch.stack([values[0].float() for values in found], dim=1)
-        of_rows = of_labels.new_zeros(taken.num_rows, 3)
-        of_rows = of_rows.index_add(0, taken.label_rows, of_labels)
-        # Rows that only fill up the last batch of some rank are left out by accelerate here.
-        self._sums += self.accelerator.gather_for_metrics(of_rows).double().sum(dim=0).cpu()
-        loss, _, tokens = of_rows.sum(dim=0)
-        return loss / tokens.clamp(min=1), None, None
-
-    def evaluation_loop(
-        self, *arguments: Any, metric_key_prefix: str = "eval", **options: Any
-    ) -> EvalLoopOutput:
-        """Evaluates, and says loss and accuracy over all trained tokens of the rows."""
-        self._sums = torch.zeros(3, dtype=torch.float64)
-        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **options)
-        loss, top1, tokens = self._sums.tolist()
-        mean = loss / tokens if tokens else math.nan
-        found = (mean, math.exp(min(mean, 700.0)), top1 / tokens if tokens else math.nan)
-        for name, value in zip(METRICS, found, strict=True):
-            output.metrics[f"{metric_key_prefix}_{name}"] = value
-        return output
 
     def get_train_dataloader(self) -> Any:
         """Returns what the rows are drawn with.
