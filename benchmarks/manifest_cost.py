@@ -5,8 +5,8 @@ it saves a gigabyte, two thirds of it an optimizer's, and what follows a save di
 
 - *nothing*: the system writes the bytes to the disk when it likes;
 - *fsync*: a thread brings them there, as whoever wants to keep them must;
-- *manifest*: a thread does all that a run's does: it looks at the weights (`check_values`), hashes all
-  files (`take_stock`), then brings them to the disk and writes the manifest (`write`).
+- *manifest*: a thread does all that a run's does: it looks at the weights (`check_values`), hashes
+  all files (`take_stock`), then brings them to the disk and writes the manifest (`write`).
 
 What counts is the mean of all steps from one save to the next, the save itself not in it. Every
 round has each of the three once, in an order that turns, and each starts with nothing left to be
