@@ -12,7 +12,7 @@ import pytest
 
 from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths
-from sailplan.run.state import RunState
+from sailplan.run.state import RunState, starting, write_state
 from sailplan.supervise.runs import Standing, find_runs, look_at, pace
 from tests.support.markdown import tables
 from tests.support.runs import ELSEWHERE, change_state, copy_of, held, make_old
@@ -54,7 +54,7 @@ def test_finished_run_is_told_as_it_was(trained_run: Path) -> None:
     folders = RunPaths(trained_run).checkpoints()
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert one.checkpoints_bytes == sum(file.stat().st_size for file in files)
-    assert (one.strategy, one.processes) == ("single", 1)
+    assert (one.strategy, one.processes, one.num_starts) == ("single", 1, 1)
 
 
 def test_summary_is_json(paths: RunPaths) -> None:
@@ -116,19 +116,27 @@ def test_run_elsewhere_that_holds_its_lock_runs_however_silent(paths: RunPaths) 
     assert stands(paths)[0] == "killed"
 
 
-@pytest.mark.parametrize("state", ["running", "stopped", "failed", "finished"])
-def test_ended_run_whose_lock_another_process_holds_starts(
-    paths: RunPaths, free_pid: int, state: str
+def test_run_whose_launcher_is_about_to_tell_of_its_end_still_runs(
+    paths: RunPaths, free_pid: int
 ) -> None:
-    change_state(paths, state=state, pid=free_pid)
-    with held(paths.lock_file):
-        assert stands(paths) == ("starting", "")
+    started = {"pid": free_pid, "started_at": time.time()}
+    change_state(paths, state="running", launcher=os.getpid(), **started)
+    assert stands(paths) == ("running", "")
 
 
-def test_run_that_has_just_ended_and_closes_is_not_one_that_starts(paths: RunPaths) -> None:
-    change_state(paths, pid=os.getpid(), started_at=time.time())
-    with held(paths.lock_file):
-        assert stands(paths) == ("finished", "")
+def test_launch_starts_until_its_launcher_is_gone(paths: RunPaths, free_pid: int) -> None:
+    change_state(paths, state="stopped", exit_code=75)
+    write_state(paths.state_file, starting(paths, "launch 1 ran out of\nmemory"))
+    assert stands(paths) == ("starting", "launch 1 ran out of memory")
+    assert look_at(paths.path).step == 12
+    change_state(paths, pid=free_pid, launcher=free_pid)
+    assert stands(paths)[0] == "killed"
+
+
+def test_launch_elsewhere_may_be_silent_for_long_while_it_starts(paths: RunPaths) -> None:
+    make_old(paths, time.time() - 7200)
+    change_state(paths, state="starting", host=ELSEWHERE, updated_at=time.time() - 7200)
+    assert stands(paths) == ("starting", "")
 
 
 def test_failed_run_says_why(paths: RunPaths) -> None:
@@ -136,6 +144,8 @@ def test_failed_run_says_why(paths: RunPaths) -> None:
     assert stands(paths) == ("failed", "the loss is NaN at step 3")
     change_state(paths, why="")
     assert stands(paths) == ("failed", "exit code 8")
+    change_state(paths, exit_code=137)
+    assert stands(paths) == ("failed", "exit code 137, as after SIGKILL")
 
 
 def test_stopped_run_says_why(paths: RunPaths) -> None:
@@ -143,14 +153,14 @@ def test_stopped_run_says_why(paths: RunPaths) -> None:
     assert stands(paths) == ("stopped", "SIGTERM came")
 
 
-def test_run_without_a_state_is_unknown_new_or_starts(paths: RunPaths) -> None:
+def test_run_without_a_state_is_unknown_new_or_runs(paths: RunPaths) -> None:
     paths.state_file.write_text("broken")
     assert stands(paths) == ("unknown", "its state.json is missing or broken")
     assert look_at(paths.path).step == 12
     paths.metrics_file.unlink()
     assert stands(paths) == ("new", "it has not begun to train")
     with held(paths.lock_file):
-        assert stands(paths)[0] == "starting"
+        assert stands(paths)[0] == "running"
 
 
 def test_newest_checkpoint_that_is_cut_short_does_not_count(paths: RunPaths) -> None:

@@ -40,7 +40,8 @@ class Kill:
     left: list[str]
     """Processes that outlived the kill."""
     back_s: float
-    """From the start of the next launch to the first step that was logged."""
+    """From the kill to the next step that was logged, the end of the killed and the next launch
+    with all its imports between them."""
     exact: bool
     """Whether every step behind it, up to the next kill or the end, is the undisturbed one."""
 
@@ -96,8 +97,9 @@ def chain(
         ranks=STRATEGIES[strategy],
     )
     pending: dict[str, Any] | None = None
+    killed_at = 0.0
     for number in range(len(wishes) + 1):
-        before, began = len(_lines(out)), time.time()
+        before = len(_lines(out))
         with launched(file, "--no-preflight") as run:
             if number < len(wishes):
                 whom, in_save = wishes[number]
@@ -106,8 +108,9 @@ def chain(
                 raise RuntimeError(run.text[-4000:])
             left = run.gone()
         if pending is not None:
-            yield Kill(**pending, **_back(out, before, began, expected))
+            yield Kill(**pending, **_back(out, before, killed_at, expected))
         if number < len(wishes):
+            killed_at = killed.pop("killed_at")
             pending = {**killed, "left": left, "whole_step": max(whole(out), default=0)}
     if curve(out) != expected:
         raise RuntimeError(f"the curve of {folder} is another than the undisturbed one")
@@ -134,9 +137,11 @@ def _kill(
         alive = alive and run.until(lambda: steps_done(out) >= target)
         time.sleep(chance.random() * 0.05)
     run.kill(whom)
+    killed_at = time.time()
     if not alive:
         raise RuntimeError(f"the run ended before it was killed:\n{run.text[-3000:]}")
-    return {"whom": whom, "in_save": wanted, "at_step": steps_done(out)}
+    at_step = steps_done(out)
+    return {"whom": whom, "in_save": wanted, "at_step": at_step, "killed_at": killed_at}
 
 
 def _lines(out: Path) -> list[str]:
@@ -144,7 +149,7 @@ def _lines(out: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _back(out: Path, before: int, began: float, expected: list[Any]) -> dict[str, Any]:
+def _back(out: Path, before: int, killed_at: float, expected: list[Any]) -> dict[str, Any]:
     """Returns where a launch went on, when, and whether what it logged is what was expected."""
     later = out / "later.jsonl"
     later.write_text("\n".join(_lines(out)[before:]) + "\n")
@@ -156,7 +161,7 @@ def _back(out: Path, before: int, began: float, expected: list[Any]) -> dict[str
         (r["step"], r["loss"], r["grad_norm"], r["num_tokens"]) == by_step[r["step"]]
         for r in records
     )
-    back_s = records[0]["time"] - began if records else float("nan")
+    back_s = records[0]["time"] - killed_at if records else float("nan")
     return {"resumed_step": resumed, "back_s": back_s, "exact": exact}
 
 

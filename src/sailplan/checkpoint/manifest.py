@@ -65,6 +65,11 @@ class Manifest:
     files: Mapping[str, FileRecord]
     """Every file but this one, by its path under the checkpoint, with `/` between its parts."""
 
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all files."""
+        return sum(record.num_bytes for record in self.files.values())
+
 
 def take_stock(
     folder: Path, *, threads: int | None = None, told: Callable[[int], None] | None = None

@@ -55,12 +55,17 @@ def train(
     from sailplan.preflight.planned import plan_ahead
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
+    from sailplan.run.finished import finished
     from sailplan.run.method import with_method
     from sailplan.supervise.attempt_log import settled_before
     from sailplan.supervise.attempts import Attempts, Ready
     from sailplan.supervise.next_plan import with_settings
 
     asked = Run.from_file(find_run_file(run), context.args)
+    done = finished(asked)
+    if done is not None and not dry_run:
+        print(done)
+        return
     asked = RunDirectory.of(asked).pinned(asked)
     if not no_preflight:
         check(asked)

@@ -8,11 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sailplan.plan.measured import WORTH_TELLING
 from sailplan.sizes import duration
 from sailplan.supervise.runs import ENDED, RunSummary
 from sailplan.supervise.screen import picture
@@ -26,6 +27,8 @@ EVERY_S = 1.0
 """So often the run is looked at."""
 
 _HINT = "q leaves, the run goes on"
+_LEAVE = (b"q", b"Q", b"\x04", b"")
+"""Keys that leave; the last is the end of input."""
 _SHOWN_RECORDS = 10
 """Records that are printed of what was before, where each is a line."""
 _WORDS = (
@@ -35,7 +38,6 @@ _WORDS = (
     ("learning_rate", "learning rate {:.3g}"),
     ("tokens_per_s", "{:,.0f} tokens/s"),
     ("mfu", "{:.0%} of peak"),
-    ("data_wait_share", "{:.0%} waiting for data"),
     ("train_loss", "mean loss {:.4g}"),
 )
 """What of a record is printed, and how."""
@@ -57,16 +59,17 @@ def follow_on_terminal(directory: Path, console: Console) -> None:
     from rich.live import Live
 
     watcher, name = Watcher(directory), _name(directory)
-    with ExitStack() as stack:
+    view = watcher.look()
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
         leaves = stack.enter_context(_leaving())
         live = stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         while True:
-            view = watcher.look()
             width, height = console.size
             shown = picture(view, name=name, width=width, height=height, hint=_HINT)
             live.update(shown, refresh=True)
             if view.summary.state in ENDED or leaves(EVERY_S):
                 break
+            view = watcher.look()
     console.print(picture(view, name=name, width=console.width, height=None, hint=""))
     console.print(farewell(view.summary), soft_wrap=True)
 
@@ -79,18 +82,17 @@ def follow_lines(directory: Path) -> None:
     """
     watcher = Watcher(directory)
     state, is_first = "", True
-    with _quiet_interrupt():
+    with suppress(KeyboardInterrupt):
         while True:
             view = watcher.look()
             one = view.summary
+            if one.state != state and one.state not in ENDED:
+                _say(f"{_name(directory)}: {one.state}{f', {one.why}' if one.why else ''}")
             for record in view.new[-_SHOWN_RECORDS:] if is_first else view.new:
                 _say(line_of(record, one))
-            if one.state != state:
-                state, is_first = one.state, False
-                if state in ENDED:
-                    break
-                _say(f"{_name(directory)}: {state}{f', {one.why}' if one.why else ''}")
-            is_first = False
+            if one.state in ENDED:
+                break
+            state, is_first = one.state, False
             time.sleep(EVERY_S)
         _say(farewell(one))
 
@@ -105,6 +107,9 @@ def line_of(record: dict[str, Any], one: RunSummary) -> str:
         for name, form in _WORDS
         if isinstance(record.get(name), (int, float))
     ]
+    waiting = record.get("data_wait_share")
+    if isinstance(waiting, (int, float)) and waiting > WORTH_TELLING:
+        words.append(f"{waiting:.0%} waiting for data")
     return "  ".join([f"step {record['step']}{of}", *words])
 
 
@@ -128,14 +133,6 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _quiet_interrupt() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        return
-
-
-@contextmanager
 def _leaving() -> Iterator[Callable[[float], bool]]:
     """Gives a function that waits so many seconds, and says whether somebody wants to leave.
 
@@ -151,16 +148,11 @@ def _leaving() -> Iterator[Callable[[float], bool]]:
 
     def leaves(seconds: float) -> bool:
         until = time.monotonic() + seconds
-        try:
-            while (left := until - time.monotonic()) > 0:
-                if keys is None:
-                    time.sleep(left)
-                elif select.select([keys], [], [], left)[0]:
-                    typed = os.read(keys, 1)
-                    if typed in (b"q", b"Q", b"\x04", b""):
-                        return True
-        except KeyboardInterrupt:
-            return True
+        while (left := until - time.monotonic()) > 0:
+            if keys is None:
+                time.sleep(left)
+            elif select.select([keys], [], [], left)[0] and os.read(keys, 1) in _LEAVE:
+                return True
         return False
 
     previous = signal.signal(signal.SIGTERM, terminate)

@@ -36,7 +36,7 @@ def report(ending: Ending, directory: RunDirectory, plan: Plan | None) -> Iterat
     if first.kind in _WITH_TRACEBACK:
         yield from first.traceback.rstrip().splitlines()
     if ending.began or first.kind != "user":  # else it is all that there is to say
-        yield from _others(ending.failures[1:])
+        yield from _others(first, ending.failures[1:])
     if first.kind == "oom":
         yield from _memory(directory, plan)
 
@@ -58,11 +58,15 @@ def _headline(ending: Ending, first: Failure) -> str:
     return f"error: rank {first.rank} failed {where}: {first.error}"
 
 
-def _others(failures: Sequence[Failure]) -> Iterator[str]:
+def _others(first: Failure, failures: Sequence[Failure]) -> Iterator[str]:
     """Yields what the other ranks said, each thing once."""
     said: dict[str, list[int]] = {}
     for one in failures:
-        word = f"ended by {one.error}" if one.kind == "signal" else one.error
+        word = {
+            "signal": f"ended by {one.error}",
+            "connection": "lost the connection to the others",  # its log has gloo's or NCCL's words
+        }.get(one.kind, one.error)
+        word = "the same" if (one.kind, one.error) == (first.kind, first.error) else word
         said.setdefault(word, []).append(one.rank)
     for word, ranks in said.items():
         yield f"  rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}: {word}"

@@ -194,7 +194,7 @@ def _checkpoint(view: View) -> Line:
     if one.checkpoint is None:
         text = "none is whole yet" if one.checkpoints_bytes else "none yet"
         return "checkpoint", text, "default"
-    text = f"step {one.checkpoint:,} is whole; all take {shown_bytes(one.checkpoints_bytes)}"
+    text = f"step {one.checkpoint:,} is whole; {shown_bytes(one.checkpoints_bytes)} in all"
     return "checkpoint", text, "default"
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.finished import finished
 from sailplan.run.state import ended
 from sailplan.train.continued import settled
 from sailplan.train.errors import leave, report_errors
@@ -28,7 +29,12 @@ from sailplan.train.say import calm_libraries, say
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; a user's mistake ends in one line and its exit code."""
     with report_errors(), REQUESTS.heard():
-        train(settled(Run.read_flags(sys.argv[1:] if argv is None else argv)))
+        run = settled(Run.read_flags(sys.argv[1:] if argv is None else argv))
+        done = finished(run)
+        if done is None:
+            train(run)
+        elif os.environ.get("RANK", "0") == "0":
+            print(done)
         leave()
 
 

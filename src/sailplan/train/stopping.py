@@ -20,6 +20,7 @@ from sailplan.data.ranks import wait_for_ranks
 from sailplan.errors import StoppedError
 from sailplan.run.lock import hold
 from sailplan.run.paths import RunPaths
+from sailplan.run.state import ended
 from sailplan.train.requests import CAUSES, Requests
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class AgreedStop(TrainerCallback):
             wait_for_ranks()  # however long the first one takes with its checkpoint
             self._requests.end()
             wait_for_ranks()
+        if state.is_world_process_zero:
+            ended(self._paths, StoppedError.exit_code, f"asked by {self.cause}")
         raise StoppedError(self.sentence(state))
 
 

@@ -21,6 +21,7 @@ from sailplan.data.balance import Work
 from sailplan.data.batch_rows import ROWS, BatchRows, NamingCollator, take_rows
 from sailplan.data.collator import Collator
 from sailplan.data.counts import COUNTS, CountingCollator
+from sailplan.data.ranks import wait_for_ranks
 from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
@@ -246,4 +247,6 @@ class Trainer(LoadingTrainer, HeldOutTrainer):
         if self.deepspeed is not None:
             is_adapter = isinstance(self.model, PeftModel)
             gather_where_it_fits(self.deepspeed, is_adapter, sharded=self.save_sharded)
-        super().save_model(output_dir, _internal_call)
+        with PHASE.within("saving"):
+            super().save_model(output_dir, _internal_call)
+            wait_for_ranks()  # what follows is a collective, and the first may write for long

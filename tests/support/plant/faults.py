@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -33,7 +34,22 @@ def _in_collator(module: ModuleType, step: int, act: Callable[[], object]) -> No
 
 def sleep_in_collator(module: ModuleType, *, step: int, seconds: float = 3600.0) -> None:
     """Sleeps while it makes a batch."""
-    _in_collator(module, step, lambda: time.sleep(seconds))
+
+    def sleep() -> None:
+        time.sleep(seconds)
+
+    _in_collator(module, step, sleep)
+
+
+def sleep_in_worker(module: ModuleType) -> None:
+    """Sleeps while a worker of a DataLoader makes its first batch."""
+    from torch.utils.data import get_worker_info
+
+    def sleep() -> None:
+        if get_worker_info():
+            time.sleep(3600)
+
+    _in_collator(module, 0, sleep)
 
 
 def stop_in_collator(module: ModuleType, *, step: int, after_s: float) -> None:
@@ -67,6 +83,23 @@ def leave_out_all_reduce(module: ModuleType, *, step: int) -> None:
             return train(trainer, *arguments, **options)
 
     module.Trainer.training_step = faulty
+
+
+def save_slowly(module: ModuleType, *, seconds: float) -> None:
+    """Takes long to save the optimizer, and writes something all the time."""
+    from sailplan.train.phase import PHASE
+
+    save = module.Trainer._save_optimizer_and_scheduler
+
+    def faulty(trainer: Any, folder: Any) -> None:
+        until = time.monotonic() + seconds
+        with PHASE.within("saving"), open(os.devnull, "wb") as file:  # noqa: PTH123
+            while time.monotonic() < until:
+                file.write(bytes(2**20))
+                time.sleep(0.1)
+        save(trainer, folder)
+
+    module.Trainer._save_optimizer_and_scheduler = faulty
 
 
 def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
@@ -160,16 +193,31 @@ def rot_files(module: ModuleType, *, cut: list[str], swapped: dict[str, str]) ->
     module.prepare = prepared
 
 
+def fill_disk(module: ModuleType, *, step: int, ballast: str, room: int) -> None:
+    """Fills the disk of a file up to some room once a checkpoint is begun, from a step on."""
+    check = module.check_room
+
+    def checked(folder: Path, wanted: int) -> None:
+        check(folder, wanted)
+        if int(folder.name.split("-")[1]) >= step:
+            Path(ballast).write_bytes(b"0" * (shutil.disk_usage(folder.parent).free - room))
+
+    module.check_room = checked
+
+
 PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "out_of_memory": ("sailplan.train.trainer", out_of_memory),
     "eat_memory": ("sailplan.train.trainer", eat_memory),
     "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
+    "fill_disk": ("sailplan.train.saving.saver", fill_disk),
     "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
     "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
     "rot_files": ("sailplan.data.prepare", rot_files),
     "sleep_in_collator": ("sailplan.data.collator", sleep_in_collator),
+    "sleep_in_worker": ("sailplan.data.collator", sleep_in_worker),
     "stop_in_collator": ("sailplan.data.collator", stop_in_collator),
     "keep_interpreter_in_collator": ("sailplan.data.collator", keep_interpreter_in_collator),
+    "save_slowly": ("sailplan.train.trainer", save_slowly),
     "leave_out_all_reduce": ("sailplan.train.trainer", leave_out_all_reduce),
 }
 """By name: the module, and what patches it."""

@@ -1,14 +1,15 @@
-"""What a run that hung leaves: a page about all ranks, a record of the failure, and one line."""
+"""What a run that hung leaves: a page about all ranks, and the failure of the one to blame."""
 
 from __future__ import annotations
 
-import json
-import shlex
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sailplan.errors import HangError
+from sailplan.run.failure import Failure, asked_folder, write_failure
 from sailplan.run.paths import RunPaths
 from sailplan.train.guards.hang.verdict import Account, Verdict
 
@@ -26,13 +27,6 @@ def record_file(directory: RunPaths, rank: int) -> Path:
 def report_file(directory: RunPaths) -> Path:
     """Returns where the page about all ranks lies."""
     return directory.logs / "hang.txt"
-
-
-def error_of(directory: RunPaths, verdict: Verdict) -> HangError:
-    """Returns what the run ends with."""
-    run = shlex.join(["sailplan", "train", str(directory.path)])
-    todo = f"stacks: {report_file(directory)}; go on from the last whole checkpoint with: {run}"
-    return HangError(verdict.words, todo=todo)
 
 
 def page(
@@ -70,18 +64,31 @@ def page(
     return "\n".join(lines)
 
 
-def failure(accounts: Sequence[Account], verdict: Verdict, error: HangError) -> str:
-    """Returns the record of the failure, of the rank that held the run up."""
+def failure_of(directory: RunPaths, accounts: Sequence[Account], verdict: Verdict) -> Failure:
+    """Returns the failure of the rank that holds the run up, as that rank cannot tell it itself."""
     slowest = next(one for one in accounts if one.rank == verdict.rank)
     calls = [f"  {call.words()}\n" for call in reversed(slowest.frames)]
-    record = {
-        "rank": verdict.rank,
-        "time": time.time(),
-        "kind": "hang",
-        "error": str(error),
-        "traceback": "".join(calls),
-        "exit_code": error.exit_code,
-        "step": slowest.beat.step,
-        "phase": slowest.beat.phase,
-    }
-    return json.dumps(record, indent=2) + "\n"
+    error = HangError(verdict.words, todo=f"the stacks of all ranks: {report_file(directory)}")
+    return Failure(
+        rank=verdict.rank,
+        kind="hang",
+        error=str(error),
+        exit_code=error.exit_code,
+        traceback="".join(calls),
+        step=slowest.beat.step,
+        phase=slowest.beat.phase,
+    )
+
+
+def tell(failure: Failure) -> None:
+    """Leaves a failure to the launcher where that asks for it, else says it."""
+    folder = asked_folder()
+    if folder is not None:
+        with suppress(OSError):
+            write_failure(folder, failure)
+            return
+    print(
+        f"error: {failure.error}; the same command goes on from the last whole checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -8,9 +8,9 @@ main threads would wait for one another for ever.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ from sailplan.train.guards.hang.beats import FIRST_STEP, Beat, Beats
 from sailplan.train.guards.hang.processes import trouble_of, wake
 from sailplan.train.guards.hang.recorder import flight_record, groups_of, write_record
 from sailplan.train.guards.hang.report import (
-    error_of,
-    failure,
+    failure_of,
     page,
     record_file,
     report_file,
     stacks_file,
+    tell,
 )
 from sailplan.train.guards.hang.stacks import Stacks, frames_of, main_frames
 from sailplan.train.guards.hang.verdict import Account, judge
@@ -222,14 +222,10 @@ class Watch:
             self._tell()
             accounts = self._gather()
             verdict = judge(accounts)
-            error = error_of(self._directory, verdict)
-            print(f"error: {error}", file=sys.stderr, flush=True)
             text = page(self._directory, accounts, verdict, hang_timeout_s=self._timeout_s)
-            report_file(self._directory).write_text(text, encoding="utf-8")
-            self._directory.failures.mkdir(exist_ok=True)
-            (self._directory.failures / f"rank-{verdict.rank}.json").write_text(
-                failure(accounts, verdict, error), encoding="utf-8"
-            )
+            with suppress(OSError):
+                report_file(self._directory).write_text(text, encoding="utf-8")
+            tell(failure_of(self._directory, accounts, verdict))
         finally:
             with suppress(OSError):
                 self._beats.conclude("said")
@@ -282,9 +278,11 @@ def _bytes_moved() -> int:
             counted = dict(line.split(": ") for line in file.read().splitlines())
     except OSError:
         return 0
-    return sum(int(counted[name]) for name in ("rchar", "wchar", "write_bytes"))
+    return sum(int(counted[name]) for name in ("rchar", "wchar", "read_bytes", "write_bytes"))
 
 
 def _exit() -> NoReturn:
+    for worker in multiprocessing.active_children():
+        worker.kill()  # one that hangs would not see that this process is gone
     # The main thread may be anywhere, and never come back.
     os._exit(HangError.exit_code)
