@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sailplan.run.config import Run
 from tests.support.launch import accelerate_launch, flags
 from tests.support.rows import chat_rows
 
@@ -134,10 +137,37 @@ def test_run_on_other_ranks_has_the_curve_of_those_that_began_it(
     run = undisturbed(method, preset, before)
     told = check_goes_on(run, values, tmp_path / "run", method, preset, after)
     saved = f"checkpoint-{SAVED} was saved by {before} ranks and goes on with {after}"
-    assert f"{saved}: the curve is that of {before}, to rounding" in told
+    assert f"{saved}: the curve stays the same, to rounding" in told
     micro = min(2, GLOBAL_BATCH // after)
-    kept = f"global batch 4 kept: micro batch {micro} × {after} ranks × accumulation"
+    ranks = "1 rank" if after == 1 else f"{after} ranks"
+    kept = f"global batch 4 kept: micro batch {micro} × {ranks} × accumulation"
     assert (kept in told) == (2 * after != GLOBAL_BATCH)
+
+
+@pytest.mark.slow
+def test_run_of_zero_is_launched_on_one_process_under_zero(
+    undisturbed: Undisturbed, values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Where the run file leaves the strategy open, one process would take `single`."""
+    run = undisturbed("full", "deepspeed_zero3", 2)
+    settings = {
+        **values,
+        **METHODS["full"],
+        "output_dir": str(tmp_path / "run"),
+        "resume_from_checkpoint": str(run / f"checkpoint-{SAVED}"),
+    }
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({name: str(value) for name, value in settings.items()}))
+    command = [sys.executable, "-m", "sailplan", "train", str(file), "--launch.processes", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "strategy zero3: the run goes on as it was saved\n" in done.stdout
+    assert done.stdout.count("global batch 4 kept: micro batch 2") == 1
+    expected = curve(run)
+    for step, loss in curve(tmp_path / "run").items():
+        assert loss == pytest.approx(expected[step], abs=1e-4)
+    # It stays open, for whatever machine comes next.
+    assert Run.from_file(tmp_path / "run" / "run.yaml").launch.strategy == "auto"
 
 
 @pytest.mark.slow

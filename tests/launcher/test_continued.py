@@ -6,37 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sailplan.checkpoint.manifest import FileRecord, Manifest, write
-from sailplan.errors import RunFileError
 from sailplan.launcher.command import command
 from sailplan.launcher.continued import continued
 from sailplan.launcher.preset import named_preset
-from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
-from sailplan.train.continued import settled
 from tests.launcher.support import machine, run
-
-
-def saved(wanted: Run, *, ranks: int = 2, strategy: str = "zero3", step: int = 4) -> Path:
-    """Leaves a checkpoint of 8 samples a step in a run's directory."""
-    folder = RunDirectory.of(wanted).checkpoint(step)
-    folder.mkdir(parents=True)
-    (folder / "state").write_bytes(b"")
-    manifest = Manifest(
-        step=step,
-        world_size=ranks,
-        global_batch=8,
-        strategy=strategy,
-        run="",
-        run_file="",
-        versions={},
-        data={},
-        first=False,
-        saved_at=0.0,
-        files={"state": FileRecord(num_bytes=0, xxh3="")},
-    )
-    write(folder, manifest)
-    return folder
+from tests.support.saved import saved
 
 
 def test_run_without_checkpoints_is_launched_as_it_is(tmp_path: Path) -> None:
@@ -93,31 +68,3 @@ def test_launch_that_begins_anew_takes_nothing_over(tmp_path: Path) -> None:
     wanted = run(tmp_path, "--launch.processes", "4", "--resume_from_checkpoint", "false")
     saved(wanted)
     assert continued(wanted, machine(cores=16)) == (wanted, ())
-
-
-def test_rank_without_a_launcher_keeps_the_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "2"]
-    wanted = Run.read_flags(flags)
-    named = saved(wanted)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    kept = settled(wanted)
-    assert kept.get("gradient_accumulation_steps") == 4
-    assert kept.notes == ("global batch 8 kept: micro batch 2 × 1 ranks × accumulation 4",)
-    other = [*flags, "--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", str(named)]
-    assert settled(Run.read_flags(other)).get("gradient_accumulation_steps") == 4
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(RunFileError, match="3 ranks cannot share"):
-        settled(wanted)
-
-
-def test_rank_with_a_launcher_trains_what_it_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = run(tmp_path, "--per_device_train_batch_size", "2")
-    saved(wanted)
-    file = RunDirectory.of(wanted).train_file
-    file.write_text(wanted.train_yaml())
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert settled(Run.read_flags(["--config", str(file)])).get("gradient_accumulation_steps") == 1

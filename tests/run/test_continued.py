@@ -37,9 +37,8 @@ def test_batch_is_kept_on_other_ranks(
     kept, (note,) = with_batch_of(run, global_batch=8, saved_by=3, world_size=ranks)
     assert batch(kept, ranks) == expected
     got, steps = expected
-    assert note == (
-        f"global batch 8 kept: micro batch {got} × {ranks} ranks × accumulation {steps}"
-    )
+    of = "1 rank" if ranks == 1 else f"{ranks} ranks"
+    assert note == f"global batch 8 kept: micro batch {got} × {of} × accumulation {steps}"
 
 
 def test_batch_that_is_the_same_is_not_spoken_of() -> None:

@@ -54,8 +54,9 @@ def with_batch_of(
     fitting_micro = max(rows for rows in range(1, min(micro, share) + 1) if not share % rows)
     steps = share // fitting_micro
     explicit = {**run.explicit, MICRO_BATCH: fitting_micro, ACCUMULATION: steps}
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     note = (
-        f"global batch {global_batch} kept: micro batch {fitting_micro} × {world_size} ranks × "
-        f"accumulation {steps}"
+        f"global batch {global_batch} kept: micro batch {fitting_micro} × {ranks} × accumulation "
+        f"{steps}"
     )
     return dataclasses.replace(run, explicit=explicit), (note,)

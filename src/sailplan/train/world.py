@@ -76,10 +76,11 @@ def differences(trainer: Trainer, checkpoint: Path | None) -> list[str]:
     saved_by = None if checkpoint is None else _saved_by(checkpoint)
     if checkpoint is None or saved_by in (None, ranks):
         return []
-    words = f"{checkpoint.name} was saved by {saved_by} ranks and goes on with {ranks}"
+    saver = "1 rank" if saved_by == 1 else f"{saved_by} ranks"
+    words = f"{checkpoint.name} was saved by {saver} and goes on with {ranks}"
     chance = _chance(trainer)
     if chance is None:
-        return [f"{words}: the curve is that of {saved_by}, to rounding"]
+        return [f"{words}: the curve stays the same, to rounding"]
     return [f"{words}: {chance} draws other numbers from here on, so the curve differs a little"]
 
 
