@@ -28,9 +28,12 @@ def wait_for_ranks() -> None:
         return
     import torch.distributed as dist
 
-    if store.add(meeting, 1) == dist.get_world_size():
-        store.set(f"{meeting}/all", "")
-    _wait_for(store, f"{meeting}/all")
+    try:
+        if store.add(meeting, 1) == dist.get_world_size():
+            store.set(f"{meeting}/all", "")
+        _wait_for(store, f"{meeting}/all")
+    except dist.DistNetworkError:  # the process that kept the store was killed; the ranks save
+        dist.barrier()
 
 
 def from_first_rank(find: Callable[[], T]) -> T:

@@ -104,7 +104,7 @@ def wait_until_free(path: Path) -> None:
         if not there.is_left_behind or time.monotonic() > deadline:
             raise _refusal(path, there)
         if not told:
-            text = f"waiting for process {there.pid} to end, which a killed launcher left behind"
+            text = f"waiting for process {there.pid} to end, which a killed launcher left"
             print(text, file=sys.stderr, flush=True)
             told = True
         time.sleep(_LOOK_EVERY_S)

@@ -138,7 +138,9 @@ class Requests:
         if self._told is None:
             if signum == signal.SIGTERM and self._is_torn_down():
                 os._exit(128 + signum)
-            raise Asked(self._cause or signal.Signals(signum).name)
+            if self._cause is None:  # the other thread may come to it later
+                self._first_at, self._cause = time.monotonic(), signal.Signals(signum).name
+            raise Asked(self._cause)
 
     def _listen(self, ear: int) -> None:
         heard: bytes | None = None

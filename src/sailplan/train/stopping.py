@@ -124,6 +124,7 @@ class AgreedStop(TrainerCallback):
         state = self._trainer.state
         if state.is_world_process_zero:
             self._paths.stop_file.unlink(missing_ok=True)
+            ended(self._paths, StoppedError.exit_code, f"as asked ({self.cause})")
         with suppress(RuntimeError):  # torch's agent was killed, and kills nobody any more
             wait_for_ranks()  # however long the first one takes with its checkpoint
             self._requests.end()

@@ -7,6 +7,7 @@ of the package, and nothing heavy: it is read at the start of every process of a
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -205,7 +206,66 @@ def fill_disk(module: ModuleType, *, step: int, ballast: str, room: int) -> None
     module.check_room = checked
 
 
+def _ask_to_stop(to: str) -> None:
+    """Sends `SIGNAL:launcher`, `SIGNAL:accelerate`, `SIGNAL:rank`, or makes a stop file."""
+    what, _, whom = to.partition(":")
+    if whom not in ("launcher", "accelerate", "rank"):
+        Path(to).touch()
+        return
+    above = [int(pid) for pid in os.environ["SAILPLAN_LAUNCHERS"].split()]
+    pids = {"launcher": above[0], "accelerate": above[-1], "rank": os.getpid()}
+    os.kill(pids[whom], signal.Signals[what])
+
+
+def _at_call(owner: Any, name: str, number: int, act: Callable[[], object]) -> None:
+    """Has something done at the `number`-th call of a function, before it does anything."""
+    call, calls = getattr(owner, name), itertools.count(1)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == number:
+            act()
+        return call(*arguments, **options)
+
+    setattr(owner, name, called)
+
+
+def stop_in_import(module: ModuleType, *, to: str) -> None:
+    """Has the run asked to stop while a rank still imports."""
+    _ask_to_stop(to)
+
+
+def stop_in_encoding(module: ModuleType, *, to: str) -> None:
+    """Has the run asked to stop when its rows are about to be encoded."""
+    _at_call(module, "prepare", 1, lambda: _ask_to_stop(to))
+
+
+def stop_in_loading(module: ModuleType, *, to: str) -> None:
+    """Has the run asked to stop when its model is about to be loaded."""
+    _at_call(module, "load_model", 1, lambda: _ask_to_stop(to))
+
+
+def stop_in_step(module: ModuleType, *, to: str, number: int) -> None:
+    """Has the run asked to stop in a micro batch, counted from where this process begins."""
+    _at_call(module.Trainer, "training_step", number, lambda: _ask_to_stop(to))
+
+
+def stop_in_save(module: ModuleType, *, to: str, number: int) -> None:
+    """Has the run asked to stop in a save, counted from where this process begins."""
+    _at_call(module.Trainer, "save_model", number, lambda: _ask_to_stop(to))
+
+
+def stop_in_evaluation(module: ModuleType, *, to: str, number: int) -> None:
+    """Has the run asked to stop in a held-out batch, counted from where this process begins."""
+    _at_call(module.Trainer, "prediction_step", number, lambda: _ask_to_stop(to))
+
+
 PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
+    "stop_in_import": ("sailplan.train.arguments", stop_in_import),
+    "stop_in_encoding": ("sailplan.data.prepare", stop_in_encoding),
+    "stop_in_loading": ("sailplan.model.load", stop_in_loading),
+    "stop_in_step": ("sailplan.train.trainer", stop_in_step),
+    "stop_in_save": ("sailplan.train.trainer", stop_in_save),
+    "stop_in_evaluation": ("sailplan.train.trainer", stop_in_evaluation),
     "out_of_memory": ("sailplan.train.trainer", out_of_memory),
     "eat_memory": ("sailplan.train.trainer", eat_memory),
     "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
