@@ -1,12 +1,12 @@
 """What manifests cost training: the steps after a save of a gigabyte, with and without one.
 
 A loop of matrix products stands for training: a step takes about `--step-ms`. Every `--steps` steps
-it saves a gigabyte with torch.save, and what follows a save differs in turn:
+it saves a gigabyte, two thirds of it an optimizer's, and what follows a save differs in turn:
 
 - *nothing*: the system writes the bytes to the disk when it likes;
 - *fsync*: a thread brings them there, as whoever wants to keep them must;
-- *manifest*: a thread hashes them (`take_stock`), then brings them there and writes the manifest
-  (`write`).
+- *manifest*: a thread does all that a run's does: it looks at the weights (`check_values`), hashes all
+  files (`take_stock`), then brings them to the disk and writes the manifest (`write`).
 
 What counts is the mean of all steps from one save to the next, the save itself not in it. Every
 round has each of the three once, in an order that turns, and each starts with nothing left to be
@@ -42,12 +42,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from sailplan.checkpoint import manifest  # noqa: E402
+from sailplan.train.saving.weights import check_values, saved_weights  # noqa: E402
 
 AIM = 1.02
 """The mean step until the next save, with a manifest over without."""
 KINDS = ("nothing", "fsync", "manifest")
+TIMES = ("check_s", "hash_s", "sync_s")
 EDGE = 512
 
 
@@ -82,7 +85,7 @@ def measure(home: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             str(number): torch.randn(int(share * options.gigabytes * 1e9 / 4 / 10))
             for number in range(10)
         }
-        for part, share in (("optimizer.pt", 2 / 3), ("model.pt", 1 / 3))
+        for part, share in (("optimizer.pt", 2 / 3), ("model.safetensors", 1 / 3))
     }
     left = torch.randn(EDGE, EDGE)
     products = calibrated(left, options.step_ms / 1000)
@@ -96,7 +99,8 @@ def measure(home: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             os.sync()
             folder.mkdir()
             for name, tensors in state.items():
-                torch.save(tensors, folder / name)
+                save = torch.save if name.endswith(".pt") else save_file
+                save(tensors, folder / name)
             seconds: dict[str, float] = {}
             saver = threading.Thread(target=after_save, args=(kind, folder, seconds, options))
             saver.start()
@@ -116,6 +120,7 @@ def after_save(
     own = os.getpriority(os.PRIO_PROCESS, thread)
     os.setpriority(os.PRIO_PROCESS, thread, min(own + options.nice, 19))
     if kind == "manifest":
+        _, seconds["check_s"] = timed(lambda: check_values(saved_weights(folder) or {}))
         files, seconds["hash_s"] = timed(
             lambda: manifest.take_stock(folder, threads=options.threads)
         )
@@ -174,7 +179,7 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         took = {
             name: statistics.median(one[name] for one in of_kind)
-            for name in ("hash_s", "sync_s")
+            for name in TIMES
             if name in of_kind[0]
         }
         result[kind] = {"mean_s": statistics.mean(steps), "worst_s": max(steps), **took}
@@ -188,13 +193,20 @@ def print_table(record: dict[str, Any], options: argparse.Namespace) -> None:
         f"{options.cores} of {os.cpu_count()} cores train, {options.threads} hash, "
         f"nicer by {options.nice}"
     )
-    heads = ("mean step ms", "over nothing", "worst step ms", "hashing s", "to the disk s")
+    heads = (
+        "mean step ms",
+        "over nothing",
+        "worst step ms",
+        "looking s",
+        "hashing s",
+        "to the disk s",
+    )
     print(f"{'after a save':14}" + "".join(f"{head:>15}" for head in heads))
     for kind in KINDS:
         one = record[kind]
         shown = [f"{one['mean_s'] * 1000:.1f}", f"{one['ratio']:.4f}"]
         shown.append(f"{one['worst_s'] * 1000:.1f}")
-        shown += [f"{one[name]:.2f}" if name in one else "" for name in ("hash_s", "sync_s")]
+        shown += [f"{one[name]:.2f}" if name in one else "" for name in TIMES]
         print(f"{kind:14}" + "".join(f"{cell:>15}" for cell in shown))
     missed = " MISSED" if record["manifest"]["ratio"] > AIM else ""
     print(f"aim: at most {AIM:.2f} with a manifest{missed}")

@@ -10,8 +10,8 @@ kill. The checkpoint that a run goes on from must be the last whole one, and no 
     python benchmarks/resilience.py [--kills 10] [--strategies single ddp zero2 zero3] [--seed 0]
                                     [--json FILE]
 
-Then `benchmarks/manifest_cost.py` measures what manifests cost training. Prints a table; exits with
-1 where a run did not come back exactly.
+Then `benchmarks/manifest_cost.py` measures what manifests cost training (`--no-manifests` leaves
+that out). Prints a table; exits with 1 where a run did not come back exactly, or an aim is missed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -104,6 +105,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10, help="of each strategy")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-manifests", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     chance = random.Random(options.seed)
@@ -133,6 +135,9 @@ def main() -> int:
     if options.json:
         rows = {name: [asdict(kill) for kill in kills] for name, kills in results.items()}
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if not options.no_manifests:
+        command = [sys.executable, str(ROOT / "benchmarks" / "manifest_cost.py")]
+        missed |= subprocess.run(command).returncode != 0
     return int(missed)
 
 

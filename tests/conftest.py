@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -38,6 +39,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return build_tiny(family, tmp_path_factory.mktemp("tiny") / family)
 
     return build
+
+
+@pytest.fixture(
+    scope="session", params=[3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
+)
+def zero_checkpoints(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """ZeRO checkpoints that real DeepSpeed wrote on that many ranks, a folder a case.
+
+    The cases are those of tests/checkpoint/zero_ranks.py.
+    """
+    from tests.support.launch import free_port
+
+    folder = tmp_path_factory.mktemp(f"zero-{request.param}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(free_port())]
+    command += ["--nproc_per_node", str(request.param)]
+    command += [str(ROOT / "tests/checkpoint/zero_ranks.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture

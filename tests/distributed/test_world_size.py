@@ -115,6 +115,7 @@ def slow(*case: object) -> Any:
         ("lora", "deepspeed_zero2", 2, 4),
         slow("lora", "deepspeed_zero2", 4, 2),
         slow("full", "deepspeed_zero1", 2, 4),
+        slow("full", "deepspeed_zero3_offload", 2, 1),
         slow("full", "ddp", 2, 4),
         slow("full", "ddp", 4, 2),
         slow("lora", "ddp", 2, 4),

@@ -111,6 +111,7 @@ def test_start_keeps_how_far_the_run_was(paths: RunPaths) -> None:
     assert (state.state, state.step, state.max_steps, state.why) == ("starting", 3, 10, "again")
     assert state.pid == state.launcher == os.getpid()
     write_state(paths.state_file, state)
+    assert starting(paths).why == "again"
     ended(paths, 5)
     assert (after(paths).state, after(paths).why) == ("failed", "again")
 

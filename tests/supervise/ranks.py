@@ -27,6 +27,8 @@ def main() -> None:
             raise DataError("row 3 is empty", todo="remove it")
         if what == "bug while loading":
             raise ZeroDivisionError("ours")
+        if what in ("user error", "first the second"):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # each says what it has to say
         begin(RunDirectory(Path(config["output_dir"])), rank)
         print("10 %\r20 %\r30 %\ntrains", flush=True)
         fail(what, rank, config)
@@ -47,7 +49,6 @@ def fail(what: str, rank: int, config: dict[str, object]) -> None:
     if what == "first the second":
         if rank == 1:
             raise ZeroDivisionError("ours")
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         failures = Path(os.environ["SAILPLAN_FAILURES"])
         while not (failures / "rank-1.json").exists():
             time.sleep(0.01)

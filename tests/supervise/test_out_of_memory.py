@@ -22,8 +22,9 @@ from tests.support.plant import planted
 from tests.support.rows import chat_rows
 
 ROWS_OF_STEP = 8
-TOKENS = 180
-"""More than two rows of the data have, fewer than four."""
+TOKENS_OF_TWO_ROWS = 300
+TOKENS_OF_FOUR_ROWS = 520
+"""Of two or four rows not more, of twice as many not fewer: each has 87 to 119."""
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def assert_same_samples(attempts: list[Attempt]) -> None:
 def test_planted_out_of_memory_goes_on_from_the_last_checkpoint_with_a_smaller_micro_batch(
     run_file: Path,
 ) -> None:
-    fault = {"what": "out_of_memory", "rank": 1, "most_tokens": TOKENS, "step": 3}
+    fault = {"what": "out_of_memory", "rank": 1, "most_tokens": TOKENS_OF_TWO_ROWS, "step": 3}
     flags = ("--launch.processes", 2, "--launch.strategy", "ddp")
     flags += ("--per_device_train_batch_size", 4)
     end = train(run_file, fault, *flags)
@@ -104,8 +105,8 @@ def test_planted_out_of_memory_goes_on_from_the_last_checkpoint_with_a_smaller_m
 
 
 def test_kernels_own_out_of_memory_goes_to_a_smaller_micro_batch(run_file: Path) -> None:
-    # Below two rows nothing is taken; with eight of them far more than the limit is.
-    fault = {"what": "eat_memory", "most_tokens": 4 * TOKENS // 2, "mib_of_token": 32}
+    # Eight rows take far more than the limit is, four nothing.
+    fault = {"what": "eat_memory", "most_tokens": TOKENS_OF_FOUR_ROWS, "mib_of_token": 32}
     with limited(3 << 30) as under:
         end = train(run_file, fault, "--per_device_train_batch_size", 8, under=under)
     assert end.code == 0, end.err

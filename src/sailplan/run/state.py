@@ -97,9 +97,12 @@ def starting(paths: RunPaths, why: str = "") -> RunState:
 
     Args:
         paths: The run's; what it did before is kept.
-        why: What has become of the launch before, where this one follows from it.
+        why: What has become of the launch before, where this one follows from it; where it is
+            empty, what this process has said of it stays.
     """
     before = read_state(paths.state_file)
+    if before is not None and (before.state, before.pid) == ("starting", os.getpid()):
+        why = why or before.why
     return RunState(
         state="starting",
         step=before.step if before else 0,

@@ -117,7 +117,8 @@ class Attempts:
                 ended(self.directory, ending.code)
             for line in where(ending, self.directory):
                 _tell(line)
-            self._write(attempt)
+            if ending.began or ending.kind == "oom":  # else nothing of the run has changed
+                self._write(attempt)
             return ending.code
 
     def _launch(self, ready: Ready) -> tuple[Ending, Attempt]:

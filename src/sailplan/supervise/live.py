@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sailplan.plan.measured import WORTH_TELLING
 from sailplan.sizes import duration
 from sailplan.supervise.runs import ENDED, RunSummary
 from sailplan.supervise.screen import picture
@@ -37,7 +38,6 @@ _WORDS = (
     ("learning_rate", "learning rate {:.3g}"),
     ("tokens_per_s", "{:,.0f} tokens/s"),
     ("mfu", "{:.0%} of peak"),
-    ("data_wait_share", "{:.0%} waiting for data"),
     ("train_loss", "mean loss {:.4g}"),
 )
 """What of a record is printed, and how."""
@@ -86,14 +86,13 @@ def follow_lines(directory: Path) -> None:
         while True:
             view = watcher.look()
             one = view.summary
+            if one.state != state and one.state not in ENDED:
+                _say(f"{_name(directory)}: {one.state}{f', {one.why}' if one.why else ''}")
             for record in view.new[-_SHOWN_RECORDS:] if is_first else view.new:
                 _say(line_of(record, one))
-            if one.state != state:
-                state, is_first = one.state, False
-                if state in ENDED:
-                    break
-                _say(f"{_name(directory)}: {state}{f', {one.why}' if one.why else ''}")
-            is_first = False
+            if one.state in ENDED:
+                break
+            state, is_first = one.state, False
             time.sleep(EVERY_S)
         _say(farewell(one))
 
@@ -108,6 +107,9 @@ def line_of(record: dict[str, Any], one: RunSummary) -> str:
         for name, form in _WORDS
         if isinstance(record.get(name), (int, float))
     ]
+    waiting = record.get("data_wait_share")
+    if isinstance(waiting, (int, float)) and waiting > WORTH_TELLING:
+        words.append(f"{waiting:.0%} waiting for data")
     return "  ".join([f"step {record['step']}{of}", *words])
 
 

@@ -62,7 +62,10 @@ def _others(first: Failure, failures: Sequence[Failure]) -> Iterator[str]:
     """Yields what the other ranks said, each thing once."""
     said: dict[str, list[int]] = {}
     for one in failures:
-        word = f"ended by {one.error}" if one.kind == "signal" else one.error
+        word = {
+            "signal": f"ended by {one.error}",
+            "connection": "lost the connection to the others",  # its log has gloo's or NCCL's words
+        }.get(one.kind, one.error)
         word = "the same" if (one.kind, one.error) == (first.kind, first.error) else word
         said.setdefault(word, []).append(one.rank)
     for word, ranks in said.items():

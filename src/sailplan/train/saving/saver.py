@@ -110,6 +110,7 @@ class Saver(TrainerCallback):
         """
         step, trainer = self.trainer.state.global_step, self.trainer
         folder = self.directory.checkpoint(step)
+        PHASE.move("stepping", step)
         with PHASE.within("saving"):
             self.finish()
             self._make_way(folder)
