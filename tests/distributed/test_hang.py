@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from tests.support.launch import accelerate_launch, flags
 from tests.support.plant import planted
 from tests.support.rows import chat_rows
 
@@ -176,3 +177,28 @@ def test_rank_that_waits_for_work_of_the_first_alone_is_left_in_peace(
 
     assert done.returncode == 0, done.stderr
     assert not (out / "ranks").exists()
+
+
+@pytest.mark.slow
+def test_hung_rank_without_our_launcher_is_named_and_the_run_ended(
+    tmp_path: Path, tiny_model: Tiny
+) -> None:
+    values = {
+        "model_name_or_path": tiny_model("llama"),
+        "dataset_name": chat_rows(tmp_path / "data", 24, images=False),
+        "output_dir": tmp_path / "out",
+        "max_steps": 8,
+        "per_device_train_batch_size": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "hang_timeout": HANG_TIMEOUT_S,
+    }
+    env = planted(what="sleep_in_collator", rank=1, step=3)
+
+    done = accelerate_launch(flags(values), preset="ddp", processes=2, env=env)
+
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank 1 hung: waiting for data for ")
+    assert line.endswith("; the same command goes on from the last whole checkpoint")
+    assert "exitcode: 10" in " ".join(done.stderr.replace(" :", ":").split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from sailplan.run.paths import RunPaths
 from sailplan.train.arguments import collective_timeout
 from sailplan.train.guards.hang.beats import LEFT, Beat, Beats
 from sailplan.train.guards.hang.processes import trouble_of, wake
-from sailplan.train.guards.hang.recorder import Collective, Group
+from sailplan.train.guards.hang.recorder import Collective, Group, groups_of
 from sailplan.train.guards.hang.stacks import Frame, Stacks, frames_of, main_frames
 from sailplan.train.guards.hang.verdict import Account, judge
 from sailplan.train.guards.hang.watch import Watch
@@ -231,8 +232,8 @@ def test_stack_is_written_unasked_when_the_interpreter_is_kept(tmp_path: Path) -
     program = (
         "import ctypes, pathlib, sys\n"
         "from sailplan.train.guards.hang.stacks import Stacks\n"
-        "Stacks(pathlib.Path(sys.argv[1])).write_unless_asked_again(0.5)\n"
-        "def keeps(): ctypes.PyDLL(None).sleep(3)\n"
+        "Stacks(pathlib.Path(sys.argv[1])).write_unless_asked_again(0.3)\n"
+        "def keeps(): ctypes.PyDLL(None).sleep(1)\n"
         "keeps()\n"
     )
     path = tmp_path / "unasked"
@@ -294,3 +295,60 @@ def test_watch_leaves_nothing_when_training_ends(tmp_path: Path) -> None:
     watch.end()
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+WATCHED = (
+    "import os, pathlib, sys, time\n"
+    "from sailplan.run.paths import RunPaths\n"
+    "from sailplan.train.guards.hang.watch import Watch\n"
+    "from sailplan.train.phase import PHASE\n"
+    "watch = Watch(RunPaths(pathlib.Path(sys.argv[1])), rank=0, session=1.0, hang_timeout_s=0.5)\n"
+    "watch.start()\n"
+    "PHASE.move('saving', 3)\n"
+    "until = time.monotonic() + 1.5\n"
+    "with open(os.devnull, 'wb') as file:\n"
+    "    while time.monotonic() < until:\n"
+    "        time.sleep(0.05)\n"
+    "        file.write(bytes(2**20))\n"
+    "print('saved', flush=True)\n"
+    "def stands_still(): time.sleep(60)\n"
+    "stands_still()\n"
+)
+
+
+def test_process_that_writes_is_left_in_peace_until_it_stands_still(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WATCHED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (10, "saved\n"), done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: rank 0 hung: saving for ")
+    assert "in <string>:14 in stands_still; " in line
+    assert line.endswith("; the same command goes on from the last whole checkpoint")
+    assert "stands_still" in (tmp_path / "logs" / "hang.txt").read_text()
+    assert "in stands_still" in (tmp_path / "logs" / "stacks-rank-0.txt").read_text()
+
+
+def test_record_tells_what_is_not_done_whatever_its_sums_say() -> None:
+    """What torch calls the last that is done is the last that it has heard of, which may be 4."""
+    entries = [
+        {
+            "frames": [{"name": "step", "filename": "mine.py", "line": 9}],
+            "pg_id": 0,
+            "process_group": ("0", "default_pg"),
+            "collective_seq_id": number,
+            "profiling_name": "gloo:all_reduce",
+            "input_sizes": [[20]],
+            "retired": number < 7,
+            "is_p2p": False,
+        }
+        for number in range(3, 8)
+    ]
+    status = {"last_enqueued_collective": 7, "last_completed_collective": 4}
+    record = {"entries": entries, "pg_status": {"0": status}}
+
+    found = groups_of(pickle.dumps(record))["0"]
+
+    assert (found.entered, found.done, found.waits) == (7, 6, True)
+    frames = (Frame("mine.py", 9, "step"),)
+    assert found.recent[7] == Collective(kind="all_reduce", shape="[[20]]", frames=frames)
+    assert groups_of(b"") == {}

@@ -49,7 +49,7 @@ class Group:
     entered: int
     """The number of the last one that it has entered."""
     done: int
-    """The number of the last one that is done."""
+    """The number of the last one before which all are done, and itself."""
     recent: Mapping[int, Collective] = field(default_factory=dict)
     """The last ones that it has entered, by number."""
 
@@ -129,8 +129,10 @@ def _group(status: Mapping[str, int], entries: Mapping[int, Mapping[str, Any]]) 
             shape=str(entry["input_sizes"]),
             frames=tuple(calls[:_KEPT_FRAMES]),
         )
-    entered, done = status["last_enqueued_collective"], status["last_completed_collective"]
-    return Group(entered=entered, done=done, recent=recent)
+    # What it calls the last that is done is the last that it has heard of.
+    waiting = [n for n, entry in entries.items() if not entry["retired"]]
+    entered = max(status["last_enqueued_collective"], *entries)
+    return Group(entered=entered, done=min(waiting, default=entered + 1) - 1, recent=recent)
 
 
 def write_record(record: bytes, path: Path) -> None:

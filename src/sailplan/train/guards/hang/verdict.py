@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sailplan.train.guards.hang.beats import Beat
-from sailplan.train.guards.hang.recorder import Collective, Group
+from sailplan.train.guards.hang.recorder import Group
 from sailplan.train.guards.hang.stacks import Frame
 
 _COMMUNICATION = ("torch/distributed/", "deepspeed/comm/", "sailplan/data/ranks.py")
@@ -137,39 +137,31 @@ def judge(accounts: Sequence[Account]) -> Verdict:
 def _has_not_entered(accounts: Sequence[Account]) -> Verdict | None:
     """Finds a rank that has not entered what others wait in."""
     for name, members in _groups(accounts):
-        number = min(one.groups[name].done for one in members) + 1
-        waiting = [one for one in members if number in one.groups[name].recent]
-        missing = [one for one in members if one.groups[name].entered < number and not one.waits]
-        if not waiting or not missing:
-            continue
-        slowest, other = missing[0], waiting[0]
-        collective = _entered(other, name, number)
-        if slowest.beat.step > other.beat.step:
-            words = f"rank {slowest.rank} has left out a collective: {collective}, while it is"
-            return Verdict(rank=slowest.rank, words=f"{words} {slowest.doing()}")
-        return _hung(slowest, collective)
+        for slowest in (one for one in members if not one.waits):
+            for other in members:
+                number = other.groups[name].done + 1
+                if not slowest.groups[name].entered < number <= other.groups[name].entered:
+                    continue
+                collective = _entered(other, name, number)
+                if slowest.beat.step <= other.beat.step:
+                    return _hung(slowest, collective)
+                words = f"rank {slowest.rank} has left out a collective: {collective}, while it is"
+                return Verdict(rank=slowest.rank, words=f"{words} {slowest.doing()}")
     return None
 
 
 def _has_left_out(accounts: Sequence[Account]) -> Verdict | None:
     """Finds ranks for which the same number of a group is another collective."""
     for name, members in _groups(accounts):
-        number = min(one.groups[name].done for one in members) + 1
-        kinds: list[tuple[Collective, list[Account]]] = []
-        for one in members:
-            collective = one.groups[name].recent.get(number)
-            if collective is None:
+        first = min(one.groups[name].done for one in members) + 1
+        for number in range(first, max(one.groups[name].entered for one in members) + 1):
+            kinds = _kinds(members, name, number)
+            if len(kinds) < 2:
                 continue
-            like = [ranks for kind, ranks in kinds if kind.is_like(collective)]
-            if like:
-                like[0].append(one)
-            else:
-                kinds.append((collective, [one]))
-        if len(kinds) > 1:
             # Who has left one out is further on; where that does not tell, fewer ranks have.
-            kinds.sort(key=lambda kind: len(kind[1]))
-            kinds.sort(key=lambda kind: max(one.position for one in kind[1]), reverse=True)
-            slowest, other = kinds[0][1][0], kinds[1][1][0]
+            kinds.sort(key=len)
+            kinds.sort(key=lambda ranks: max(one.position for one in ranks), reverse=True)
+            slowest, other = kinds[0][0], kinds[1][0]
             return Verdict(
                 rank=slowest.rank,
                 words=f"rank {slowest.rank} has left out a collective, or the others have entered "
@@ -177,6 +169,22 @@ def _has_left_out(accounts: Sequence[Account]) -> Verdict | None:
                 f"{_entered(other, name, number)}",
             )
     return None
+
+
+def _kinds(members: Sequence[Account], name: str, number: int) -> list[list[Account]]:
+    """Returns the ranks that have entered a collective by number, those of the same together."""
+    kinds: list[list[Account]] = []
+    for one in members:
+        collective = one.groups[name].recent.get(number)
+        if collective is None:
+            continue
+        for ranks in kinds:
+            if ranks[0].groups[name].recent[number].is_like(collective):
+                ranks.append(one)
+                break
+        else:
+            kinds.append([one])
+    return kinds
 
 
 def _waits_for_none(accounts: Sequence[Account]) -> Verdict | None:
