@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _BESIDE = ("scheduler.pt", "scaler.pt")
 """What transformers loads of a checkpoint together with what DeepSpeed does."""
+_DIVIDING = "dividing the checkpoint over the ranks"
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def loadable(trainer: Trainer, checkpoint: str | Path | None) -> Iterator[Path |
         yield checkpoint
         return
     if trainer.args.process_index == 0:
-        with PHASE.within("dividing the checkpoint over the ranks"):
+        with PHASE.within(_DIVIDING):
             _write(checkpoint, zero, paths.divided, trainer)
     wait_for_ranks()
     with _universal(trainer):
@@ -167,7 +168,12 @@ def _write(checkpoint: Path, zero: Path, target: Path, trainer: Trainer) -> None
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with track_bytes(label, total=plan.num_bytes) as advance:
-            universal.write(plan, partial / zero.name, advance)
+
+            def done(num_bytes: int) -> None:
+                advance(num_bytes)
+                PHASE.move(_DIVIDING)
+
+            universal.write(plan, partial / zero.name, done)
         (partial / "latest_universal").write_text(zero.name, encoding="utf-8")
         for name in _BESIDE:
             if (checkpoint / name).is_file():
