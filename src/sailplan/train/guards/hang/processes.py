@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -35,8 +36,17 @@ def wake(beat: Beat) -> bool:
     if trouble_of(beat) != "is stopped by a signal":
         return False
     try:
-        os.kill(beat.pid, ASK)
+        _ask_main_thread(beat.pid)
         os.kill(beat.pid, signal.SIGCONT)
     except OSError:
         return False
     return True
+
+
+def _ask_main_thread(pid: int) -> None:
+    """Sends the question to the thread that counts: another one may be awake before it."""
+    to_thread = getattr(ctypes.CDLL(None), "tgkill", None)  # glibc has it since 2.30
+    if to_thread is None:
+        os.kill(pid, ASK)
+    else:
+        to_thread(pid, pid, int(ASK))
