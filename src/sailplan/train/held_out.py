@@ -39,7 +39,6 @@ class HeldOutTrainer(SFTTrainer):
             model: The model as it is called in training, wrapped where it is.
             inputs: A batch as `LossInputs` makes it.
         """
-        PHASE.move("computing held-out rows")
         inputs = self._prepare_inputs(inputs)
         taken = take_out(inputs)
         with torch.no_grad(), self.compute_loss_context_manager(), self.head.at(taken.positions):
@@ -57,6 +56,7 @@ class HeldOutTrainer(SFTTrainer):
         TRL's fused LM head computes the log-probabilities of the labels piece by piece, in
         evaluation as in training.
         """
+        PHASE.move("computing held-out rows")
         outputs, taken = self.scored(model, inputs)
         found = [-outputs.log_probs, outputs.is_top1, outputs.label_mask]
         of_labels = torch.stack([values[0].float() for values in found], dim=1)

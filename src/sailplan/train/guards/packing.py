@@ -20,6 +20,7 @@ from sailplan.errors import DataError
 from sailplan.model.packed_attention import SEGMENTS, attend_by_mask
 from sailplan.model.parts import base_model
 from sailplan.train.loss_inputs import LossInputs
+from sailplan.train.phase import PHASE
 from sailplan.train.say import say
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class PackingCheck(TrainerCallback):
         if self.trainer.collator.positions is None or len(rows) < 2:
             return
         try:
-            packed, padded = differences(self.trainer, rows)
+            with PHASE.within("comparing a packed row with its samples"):
+                packed, padded = differences(self.trainer, rows)
         except DataError:  # a broken image: the batch that has it says so, with its place
             return
         except torch.OutOfMemoryError:
