@@ -56,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/lm_head.py
 	$(BIN)/python benchmarks/stream_memory.py
+	$(BIN)/python benchmarks/resilience.py
 	$(BIN)/python benchmarks/plan_accuracy.py
 	$(BIN)/python benchmarks/plan_time.py
 	$(BIN)/python benchmarks/plan_speed.py

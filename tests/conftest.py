@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -40,6 +41,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return build
 
 
+@pytest.fixture(
+    scope="session", params=[3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
+)
+def zero_checkpoints(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """ZeRO checkpoints that real DeepSpeed wrote on that many ranks, a folder a case.
+
+    The cases are those of tests/checkpoint/zero_ranks.py.
+    """
+    from tests.support.launch import free_port
+
+    folder = tmp_path_factory.mktemp(f"zero-{request.param}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(free_port())]
+    command += ["--nproc_per_node", str(request.param)]
+    command += [str(ROOT / "tests/checkpoint/zero_ranks.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @pytest.fixture
 def datasets_cache(tmp_path: Path) -> Iterator[None]:
     """Keeps what `datasets` caches out of the user's folder."""
@@ -48,3 +70,16 @@ def datasets_cache(tmp_path: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
         yield
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Trains a tiny model once a session, twelve steps, as `sailplan train` does; its directory.
+
+    The directory is shared: a test that changes it copies it first.
+    """
+    from tests.support.runs import train_tiny
+
+    return train_tiny(tmp_path_factory.mktemp("trained"), tiny_model("llama"))

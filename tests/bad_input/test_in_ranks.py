@@ -220,7 +220,7 @@ def test_truncated_image_ends_training_in_one_line(
     assert_one_line(end, 4, "error: train row 0 (from 0): image 'a.png' is corrupt or cut off: ")
     # It had begun to train.
     assert {path.name for path in (here / "out").iterdir()} == {
-        *("run.yaml", "train.yaml", "metrics.jsonl")
+        *("run.yaml", "train.yaml", "metrics.jsonl", "state.json", "run.lock")
     }
 
 
@@ -246,7 +246,7 @@ def test_launch_of_one_rank_that_fails_leaves_the_earlier_run_as_it_was(
     assert files_under(here) == before
 
 
-def test_launch_of_two_ranks_of_which_one_fails_while_training_is_one_line(
+def test_launch_of_two_ranks_of_which_one_fails_while_training_is_one_report(
     here: Path, flags_of: Callable[[dict], list[str]]
 ) -> None:
     (here / "b.png").write_bytes((here / "a.png").read_bytes())
@@ -254,4 +254,14 @@ def test_launch_of_two_ranks_of_which_one_fails_while_training_is_one_line(
     write_rows(here, [GOOD, chat(images=["b.png"])])
     values = {"per_device_train_batch_size": 1, "dataloader_num_workers": 1}
     end = train(RUN, *flags_of(values), "--launch.processes", "2", timeout=240)
-    assert_one_line(end, 4, "error: train row 1 (from 0): image 'b.png' is corrupt or cut off: ")
+    assert end.code == 4
+    first, *rest = end.err.splitlines()
+    assert first.startswith("error: train row 1 (from 0): image 'b.png' is corrupt or cut off: ")
+    assert [line for line in rest if line.startswith("  rank ")] in (
+        ["  rank 0: lost the connection to the others"],
+        ["  rank 0: ended by SIGTERM"],
+        [],
+    )
+    assert "no checkpoint is whole" in end.err
+    assert "logs by rank: " in end.err
+    assert "Traceback" not in end.err

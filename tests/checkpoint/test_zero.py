@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import torch
 from sailplan.checkpoint import zero, zero_states
 from sailplan.errors import CheckpointError
 from tests.checkpoint.reading import joined
-from tests.support.launch import free_port
 
 SCRIPT = Path(__file__).with_name("zero_ranks.py")
 CASES = (
@@ -33,19 +31,10 @@ NOT_BY_DEEPSPEED = {
 """What DeepSpeed's own zero_to_fp32 does not manage (deepspeed 0.19.8)."""
 
 
-@pytest.fixture(
-    scope="module", params=[3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4))]
-)
-def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoints of all cases, written by that many ranks."""
-    folder = tmp_path_factory.mktemp(f"zero-{request.param}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(free_port())]
-    command += ["--nproc_per_node", str(request.param), str(SCRIPT), str(folder)]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert {path.name for path in folder.iterdir()} == set(CASES)
-    return folder
+@pytest.fixture
+def written(zero_checkpoints: Path) -> Path:
+    assert {path.name for path in zero_checkpoints.iterdir()} == set(CASES)
+    return zero_checkpoints
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -119,7 +119,7 @@ def test_text_rows_have_no_image_columns(tiny_model: Tiny, tmp_path: Path, run_o
     prepared = _prepare(tiny_model("llama"), run_on(_texts(tmp_path, ["One.", "Two."])))
 
     columns = {"input_ids", "labels", "length", "trained", "num_images", "image_tokens", "row"}
-    assert prepared.train[0].keys() == columns | {"entry", "method"}
+    assert prepared.train[0].keys() == columns | {"entry", "method", "place"}
     assert prepared.eval is None
     assert "answers and their end of text are trained" in prepared.notes[0]
 

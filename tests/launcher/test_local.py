@@ -83,7 +83,7 @@ def test_launch_writes_the_run_and_its_record(tmp_path: Path) -> None:
     assert sorted(line.split()[1] for line in out.splitlines()) == [b"0", b"1"]
     folder = tmp_path / "out"
     names = {"run.yaml", "train.yaml", "accelerate.yaml", "command.txt", "environment.json"}
-    assert {file.name for file in folder.iterdir()} == names
+    assert {file.name for file in folder.iterdir()} == {*names, "state.json"}
     assert yaml.safe_load((folder / "train.yaml").read_text())["use_cpu"] is True
     again = yaml.safe_load((folder / "run.yaml").read_text())
     assert again["launch"] == {"strategy": "ddp", "processes": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sailplan.run.paths import RunPaths
-from sailplan.run.state import MAX_WHY, RunState, ended, read_state, write_state
+from sailplan.run.state import MAX_WHY, RunState, ended, read_state, starting, write_state
 
 RUNNING = RunState(
     state="running",
@@ -54,6 +55,7 @@ def test_state_that_was_written_is_read(paths: RunPaths) -> None:
         {"host": 5},
         {"updated_at": "yesterday"},
         {"exit_code": "0"},
+        {"launcher": "1"},
     ],
     ids=str,
 )
@@ -102,6 +104,21 @@ def test_reason_that_was_known_while_running_is_kept(paths: RunPaths) -> None:
     write_state(paths.state_file, replace(RUNNING, why="the loss did not fall any more"))
     ended(paths, 0)
     assert after(paths).why == "the loss did not fall any more"
+
+
+def test_start_keeps_how_far_the_run_was(paths: RunPaths) -> None:
+    state = starting(paths, "again")
+    assert (state.state, state.step, state.max_steps, state.why) == ("starting", 3, 10, "again")
+    assert state.pid == state.launcher == os.getpid()
+    write_state(paths.state_file, state)
+    assert starting(paths).why == "again"
+    ended(paths, 5)
+    assert (after(paths).state, after(paths).why) == ("failed", "again")
+
+
+def test_start_of_a_new_run_knows_no_steps(tmp_path: Path) -> None:
+    state = starting(RunPaths(tmp_path))
+    assert (state.step, state.max_steps) == (0, 0)
 
 
 def test_end_of_a_run_that_never_trained_leaves_nothing(tmp_path: Path) -> None:

@@ -216,3 +216,19 @@ def test_random_numbers_of_a_checkpoint_are_read_without_running_a_pickle(
     train()
     content = torch.load(tmp_path / "out" / "checkpoint-8" / "optimizer.pt", weights_only=True)
     assert content["state"]
+
+
+def test_finished_run_says_so_and_trains_on_where_more_is_asked_for(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train().code == 0
+    written = (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns
+    end = train()
+    assert end.code == 0
+    assert end.out.startswith("the run is finished: 8 of 8 steps are done")
+    assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == written
+
+    end = train(max_steps=10)
+    assert end.code == 0, end.err
+    assert f"goes on from {tmp_path / 'out' / 'checkpoint-8'}" in end.out
+    assert [point[0] for point in curve(tmp_path / "out")] == list(range(1, 11))

@@ -33,7 +33,7 @@ def doubt(folder: Path, *, run: str | None) -> str | None:
     found = _measured(folder, run)
     if isinstance(found, str):
         return found
-    total = sum(record.num_bytes for record in found.files.values())
+    total = found.num_bytes
     with track_bytes(f"verifying {folder.name}", total=total) as told:
         try:
             records = hash_files(folder, found.files, told=told)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,6 +64,11 @@ class Manifest:
     """When, in seconds since 1970."""
     files: Mapping[str, FileRecord]
     """Every file but this one, by its path under the checkpoint, with `/` between its parts."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all files."""
+        return sum(record.num_bytes for record in self.files.values())
 
 
 def take_stock(
@@ -215,6 +221,14 @@ def read(folder: Path) -> Manifest:
     for name in manifest.files:
         inside(folder, name)
     return manifest
+
+
+def newest(checkpoints: Sequence[Path]) -> Manifest | None:
+    """Returns the newest manifest that can be read, of checkpoints oldest first; None of none."""
+    for folder in reversed(checkpoints):
+        with suppress(CheckpointError):
+            return read(folder)
+    return None
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {

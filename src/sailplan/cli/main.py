@@ -18,6 +18,7 @@ VERBS = {
     "plan": "Says what a run needs, how long it takes, and how it is best divided over GPUs.",
     "train": "Fine-tunes a model as a run file says, on this machine.",
     "runs": "Lists runs: how each stands, how far it is, and why it ended.",
+    "watch": "Shows a run live in the terminal, until it ends.",
     "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
     "inspect": "Shows what a run trains on, token by token, and what is wrong with its data.",
     "doctor": "Checks the machine, or what a run needs of it, and says what to do.",

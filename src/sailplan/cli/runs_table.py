@@ -5,26 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sailplan.sizes import duration, shown_bytes
-from sailplan.supervise.runs import RunSummary, Standing
+from sailplan.supervise.runs import RunSummary
+from sailplan.supervise.shown import STYLES, console_of, rate, steps
 from sailplan.terminal import harmless
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-STYLES: dict[Standing, str] = {
-    "new": "dim",
-    "starting": "cyan",
-    "running": "bold green",
-    "finished": "default",
-    "stopped": "yellow",
-    "failed": "bold red",
-    "killed": "bold red",
-    "unknown": "dim",
-}
-_PLAIN_WIDTH = 120
 _NARROW = 100
 """Below it, only what is asked for most often is shown."""
 
@@ -74,27 +60,3 @@ def name(one: RunSummary, root: Path) -> str:
     """Returns what a run is called where `root` is known."""
     relative = str(one.path.relative_to(root))
     return relative if relative != "." else one.path.resolve().name
-
-
-def steps(one: RunSummary) -> str:
-    """Returns how far a run is."""
-    if one.step is None:
-        return ""
-    return f"{one.step:,}" if one.max_steps is None else f"{one.step:,} of {one.max_steps:,}"
-
-
-def rate(step_s: float) -> str:
-    """Returns the pace of steps, in the unit that suits it."""
-    return f"{1 / step_s:.1f} step/s" if step_s < 0.5 else f"{step_s:.3g} s/step"
-
-
-def console_of() -> Console:
-    """Returns the console of standard output; without a terminal it is wide, unless COLUMNS is."""
-    import os
-
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
-        console.width = _PLAIN_WIDTH
-    return console

@@ -49,17 +49,23 @@ def train(
     from sailplan.hardware.detect import detect
     from sailplan.launcher import local
     from sailplan.launcher.command import command
+    from sailplan.launcher.continued import continued
     from sailplan.preflight.before import before_launch
     from sailplan.preflight.checks import check
     from sailplan.preflight.planned import plan_ahead
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
+    from sailplan.run.finished import finished
     from sailplan.run.method import with_method
     from sailplan.supervise.attempt_log import settled_before
     from sailplan.supervise.attempts import Attempts, Ready
     from sailplan.supervise.next_plan import with_settings
 
     asked = Run.from_file(find_run_file(run), context.args)
+    done = finished(asked)
+    if done is not None and not dry_run:
+        print(done)
+        return
     asked = RunDirectory.of(asked).pinned(asked)
     if not no_preflight:
         check(asked)
@@ -68,7 +74,8 @@ def train(
 
     def prepare(changed: Mapping[str, Any]) -> Ready:
         port = local.meeting_port(asked)
-        ahead = plan_ahead(with_settings(asked, changed), machine, refuse=not no_preflight)
+        going_on, kept = continued(with_settings(asked, changed), machine)
+        ahead = plan_ahead(going_on, machine, refuse=not no_preflight)
         launch = command(ahead.run, machine, port=port, environment=environment)
         method = ahead.kept.get("method")
         return Ready(
@@ -76,7 +83,7 @@ def train(
             kept=asked if method == asked.get("method") else with_method(asked, method),
             launch=launch,
             plan=ahead.plan,
-            notes=(*ahead.notes, *launch.notes),
+            notes=(*kept, *ahead.notes, *launch.notes),
         )
 
     changed, why = settled_before(asked, machine)

@@ -36,6 +36,7 @@ from sailplan.processes import (
 from sailplan.run.claim import Claim
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.state import starting, text
 
 HOST = "127.0.0.1"
 
@@ -130,6 +131,7 @@ def write_files(run: Run, launch: Launch, machine: Machine, *, plan: Plan | None
         **launch.files,
         directory.command_file: launch.shell() + "\n",
         directory.environment_file: record + "\n",
+        directory.state_file: text(starting(directory)),
     }
     if plan is not None:
         texts[directory.plan_file] = plan.text()

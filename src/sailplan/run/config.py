@@ -59,9 +59,17 @@ class Run:
 
     @classmethod
     def from_flags(cls, arguments: Sequence[str]) -> Run:
-        """Reads a training script's flags, `--config FILE` among them; other flags win over it.
+        """Reads a training script's flags, and settles `global_batch_size` with `WORLD_SIZE`.
 
-        It is what each rank calls: `global_batch_size` is settled with `WORLD_SIZE`.
+        Raises:
+            RunFileError: The file or a flag is wrong, or the global batch does not divide.
+            SystemExit: `--help` is asked for, and has been printed.
+        """
+        return cls.read_flags(arguments).for_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+
+    @classmethod
+    def read_flags(cls, arguments: Sequence[str]) -> Run:
+        """Reads a training script's flags, `--config FILE` among them; other flags win over it.
 
         Raises:
             RunFileError: The file or a flag is wrong.
@@ -71,8 +79,7 @@ class Run:
             print(script_help())
             raise SystemExit(0)
         path, flags = assemble.split_config(arguments)
-        run = cls(**assemble.assemble(path, flags))
-        return run.for_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+        return cls(**assemble.assemble(path, flags))
 
     def is_set(self, name: str) -> bool:
         """Says whether the field was written."""

@@ -58,6 +58,17 @@ class RunDirectory(RunPaths):
             raise RunFileError(f"resume_from_checkpoint: there is no folder {path}")
         return path if path.is_relative_to(self.path) or not self.checkpoints() else None
 
+    def goes_on_from(self, run: Run) -> list[Path]:
+        """Returns the checkpoints from one of which a run goes on, oldest first.
+
+        Raises:
+            RunFileError: As for `named_checkpoint`.
+        """
+        if str(run.get("resume_from_checkpoint")).lower() == "false":
+            return []
+        named = self.named_checkpoint(run)
+        return self.checkpoints() if named is None else [named]
+
     def pinned(self, run: Run) -> Run:
         """Returns the run with the commits that the directory remembers for its revisions.
 

@@ -15,6 +15,9 @@ from sailplan.sizes import duration
 SILENT_S = 300.0
 """A run on another machine that was silent for so long is not believed to run."""
 
+SILENT_START_S = 6 * 3600.0
+"""Nor one to start: a launcher says nothing while rows are encoded and weights loaded."""
+
 CLOCKS_S = 60.0
 """So far the clocks of machines, and of one before and after it was set, may differ."""
 
@@ -42,14 +45,21 @@ def is_here(state: RunState) -> bool:
 
 
 def lives(state: RunState) -> bool:
-    """Says whether the first rank's process is there; to be asked on its machine."""
+    """Says whether the first rank is there, or its launcher, who will tell how it ended.
+
+    To be asked on their machine.
+    """
+    return any(_lives(pid, state.started_at) for pid in (state.pid, state.launcher) if pid)
+
+
+def _lives(pid: int, since: float) -> bool:
     import psutil
 
     try:
-        process = psutil.Process(state.pid)
+        process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return bool(process.create_time() <= state.started_at + CLOCKS_S)  # else its number's heir
+        return bool(process.create_time() <= since + CLOCKS_S)  # else its number's heir
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
@@ -68,7 +78,7 @@ def last_word(paths: RunPaths, state: RunState | None) -> float:
 
 
 def why_gone(paths: RunPaths, state: RunState, *, held: bool | None, now: float) -> str | None:
-    """Says how we know that a run which says it runs does not; None where it may.
+    """Says how we know that a run which says it runs or starts does not; None where it may.
 
     Args:
         paths: The run's.
@@ -84,6 +94,6 @@ def why_gone(paths: RunPaths, state: RunState, *, held: bool | None, now: float)
         if lives(state):
             return None
         return f"process {state.pid} is gone, its last word came {duration(silent_s)} ago"
-    if silent_s < SILENT_S:
+    if silent_s < (SILENT_START_S if state.state == "starting" else SILENT_S):
         return None
     return f"no word from {state.host} for {duration(silent_s)}"

@@ -6,6 +6,7 @@ by `on_oom`; it is bounded, and each next launch goes on from the last whole che
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.failure import ATTEMPT_VARIABLE, FOLDER_VARIABLE
 from sailplan.run.method import MICRO_BATCH
-from sailplan.run.state import ended
+from sailplan.run.state import ended, read_state, starting, write_state
 from sailplan.supervise.attempt_log import Attempt, append_attempts, device_of, read_attempts
 from sailplan.supervise.ending import Ending, ending_of
 from sailplan.supervise.next_plan import (
@@ -111,9 +112,13 @@ class Attempts:
                 for note in ready.notes:
                     print(note, flush=True)
                 continue
+            now = read_state(self.directory.state_file)
+            if now is not None and (now.state, now.pid) == ("starting", os.getpid()):
+                ended(self.directory, ending.code)
             for line in where(ending, self.directory):
                 _tell(line)
-            self._write(attempt)
+            if ending.began or ending.kind == "oom":  # else nothing of the run has changed
+                self._write(attempt)
             return ending.code
 
     def _launch(self, ready: Ready) -> tuple[Ending, Attempt]:
@@ -143,7 +148,11 @@ class Attempts:
         for line in lines:
             _tell(line)
         if began:
-            ended(directory, ending.code, lines[0].removeprefix("error: ") if lines else "")
+            why = lines[0].removeprefix("error: ") if lines else ""
+            if ending.kind == "oom":  # perhaps it goes on: who watches it should not leave
+                write_state(directory.state_file, starting(directory, why))
+            else:
+                ended(directory, ending.code, why)
         return ending, self._attempt(number, ready, ending, since)
 
     def _after_out_of_memory(self, ready: Ready, ending: Ending) -> Next | None:
@@ -156,7 +165,8 @@ class Attempts:
         elif found is not None and self._goes_on(ready.run, found):
             return found
         name = str(self.directory.path) if self.directory.run_file.is_file() else self.run_file
-        for line in advice(ending, name, _flags(found)):
+        on_gpu = not on_cpu(ready.run, self.machine)
+        for line in advice(ending, name, _flags(found), on_gpu=on_gpu):
             _tell(line)
         return None
 

@@ -88,8 +88,9 @@ def ending_of(
         kills: Processes that the kernel ended here meanwhile for want of memory.
     """
     state = read_state(paths.state_file) if began else None
-    # Where the launcher was asked to stop, what its ranks say of it is no failure.
     failures: Sequence[Failure] = [] if code == 0 or code in _ASKED else read_failures(left)
+    if code == StoppedError.exit_code:  # the first ranks that leave make no failure of the others
+        failures = [one for one in failures if not one.is_echo]
     by_kernel = False
     if kills > 0:
         failures = in_order(_with_kernel(one, paths, since) for one in failures)

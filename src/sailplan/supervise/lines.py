@@ -33,20 +33,22 @@ class Growing:
     """A file that grows, read as far as it is; one that is replaced by a shorter is read anew."""
 
     path: Path
-    position: int = 0
-    """Bytes that have been read."""
+    num_replaced: int = 0
+    """How often it was begun anew."""
+    _position: int = 0
     _rest: bytes = b""
 
     def new_lines(self) -> list[str]:
         """Returns the whole lines that have come since the last time."""
         try:
             with self.path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self.position:
-                    self.position, self._rest = 0, b""
-                file.seek(self.position)
+                if file.seek(0, os.SEEK_END) < self._position:
+                    self.num_replaced += 1
+                    self._position, self._rest = 0, b""
+                file.seek(self._position)
                 content = file.read()
         except OSError:
             return []
-        self.position += len(content)
+        self._position += len(content)
         *lines, self._rest = (self._rest + content).split(b"\n")
         return [line.decode("utf-8", "replace") for line in lines]

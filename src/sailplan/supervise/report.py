@@ -36,7 +36,7 @@ def report(ending: Ending, directory: RunDirectory, plan: Plan | None) -> Iterat
     if first.kind in _WITH_TRACEBACK:
         yield from first.traceback.rstrip().splitlines()
     if ending.began or first.kind != "user":  # else it is all that there is to say
-        yield from _others(ending.failures[1:])
+        yield from _others(first, ending.failures[1:])
     if first.kind == "oom":
         yield from _memory(directory, plan)
 
@@ -58,11 +58,15 @@ def _headline(ending: Ending, first: Failure) -> str:
     return f"error: rank {first.rank} failed {where}: {first.error}"
 
 
-def _others(failures: Sequence[Failure]) -> Iterator[str]:
+def _others(first: Failure, failures: Sequence[Failure]) -> Iterator[str]:
     """Yields what the other ranks said, each thing once."""
     said: dict[str, list[int]] = {}
     for one in failures:
-        word = f"ended by {one.error}" if one.kind == "signal" else one.error
+        word = {
+            "signal": f"ended by {one.error}",
+            "connection": "lost the connection to the others",  # its log has gloo's or NCCL's words
+        }.get(one.kind, one.error)
+        word = "the same" if (one.kind, one.error) == (first.kind, first.error) else word
         said.setdefault(word, []).append(one.rank)
     for word, ranks in said.items():
         yield f"  rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}: {word}"
@@ -106,13 +110,14 @@ def last_whole(directory: RunDirectory) -> Path | None:
     )
 
 
-def advice(ending: Ending, name: str, flags: Sequence[str]) -> Iterator[str]:
+def advice(ending: Ending, name: str, flags: Sequence[str], *, on_gpu: bool) -> Iterator[str]:
     """Yields what to do where memory ran out and nothing is changed without being asked.
 
     Args:
         ending: How the launch ended.
         name: The run, as `sailplan train` takes it.
         flags: The next plan, as flags; none where there is no next plan.
+        on_gpu: Whether the ranks trained on GPUs.
     """
     if flags:
         again = shlex.join(["sailplan", "train", name, *flags])
@@ -122,7 +127,7 @@ def advice(ending: Ending, name: str, flags: Sequence[str]) -> Iterator[str]:
             "what would make the save fit: more memory for the machine, an adapter "
             "(method: lora), or strategy zero3 with save_sharded: true"
         )
-    elif ending.of_host:
+    elif ending.of_host and on_gpu:
         yield (
             "what takes the machine's memory: dataloader_num_workers, offloading, the whole model "
             "on one rank while it is loaded or saved; or ask for more (slurm.mem)"
@@ -130,5 +135,5 @@ def advice(ending: Ending, name: str, flags: Sequence[str]) -> Iterator[str]:
     else:
         yield (
             "no plan is left that needs less: a shorter max_length, fewer max_pixels, "
-            "method: lora or qlora, or more GPUs would"
+            f"method: lora or qlora, or more {'GPUs' if on_gpu else 'memory'} would"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from sailplan.checkpoint.layout import quick_doubt
 from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths
 from sailplan.run.state import RunState, read_state
-from sailplan.supervise.alive import CLOCKS_S, is_held, is_here, last_word, lives, why_gone
+from sailplan.supervise.alive import is_held, last_word, why_gone
 from sailplan.supervise.lines import last_lines
 
 Standing = Literal[
@@ -143,14 +144,14 @@ def look_at(directory: Path) -> RunSummary:
         state=standing,
         why=why,
         step=step_of(series, state),
-        max_steps=state.max_steps if state else None,
+        max_steps=(state.max_steps or None) if state else None,
         loss=_number(losses[-1].get("loss")) if losses else None,
         step_s=step_s,
         tokens_per_s=_number(losses[-1].get("tokens_per_s")) if losses else None,
         eta_s=eta_s if standing == "running" else None,
         checkpoint=int(last.name.rpartition("-")[2]) if last else None,
         checkpoints_bytes=sum(map(_size, [*checkpoints, paths.aside])),
-        num_starts=_num_lines(paths.attempts_file),
+        num_starts=_num_starts(paths, goes_on=standing not in ENDED - {"killed"}),
         strategy=launched.get("strategy"),
         processes=launched.get("processes"),
         pid=state.pid if state else None,
@@ -174,25 +175,24 @@ def stands(
     held = is_held(paths.lock_file)
     if state is None:
         if held:
-            return "starting", ""
+            return "running", "its state.json is missing or broken"
         if trained:
             return "unknown", "its state.json is missing or broken"
         return "new", "it has not begun to train"
-    if held and _is_an_earlier_launch(state, now=now):
-        return "starting", ""
-    if state.state == "running":
+    if state.state in ("starting", "running"):
         why = why_gone(paths, state, held=held, now=now)
-        return ("running", state.why) if why is None else ("killed", why)
+        return (state.state, state.why) if why is None else ("killed", why)
     if state.state == "failed":
-        return "failed", state.why or f"exit code {state.exit_code}"
+        return "failed", state.why or _meaning(state.exit_code or 1)
     return state.state, state.why
 
 
-def _is_an_earlier_launch(state: RunState, *, now: float) -> bool:
-    """Whether a state is not of the process that holds the lock, but of one before it."""
-    if is_here(state):
-        return not lives(state)
-    return state.state != "running" and now - state.updated_at > CLOCKS_S
+def _meaning(code: int) -> str:
+    """Returns an exit code in words."""
+    try:
+        return f"exit code {code}, as after {signal.Signals(code - 128).name}"
+    except ValueError:
+        return f"exit code {code}"
 
 
 def latest(metrics_file: Path) -> Series:
@@ -273,9 +273,10 @@ def _environment(path: Path) -> dict[str, Any]:
     return {name: found[name] for name, kind in kinds.items() if isinstance(found.get(name), kind)}
 
 
-def _num_lines(path: Path) -> int | None:
+def _num_starts(paths: RunPaths, *, goes_on: bool) -> int | None:
+    """Returns how often a run was launched; a launch is written down at its end."""
     try:
-        return path.read_bytes().count(b"\n")
+        return paths.attempts_file.read_bytes().count(b"\n") + goes_on
     except OSError:
         return None
 

@@ -7,6 +7,7 @@ itself (truncate, mask, pack) is therefore switched off here, whatever the run f
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sailplan.model.precision import find_device, fit_to_device
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.train.evaluation import evaluation_arguments
+from sailplan.train.guards.hang.beats import FIRST_STEP
 from sailplan.train.optimizer_check import check_optimizer
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ _OURS: dict[str, Any] = {
     # Trainer deletes the older before the newer is whole.
     "save_total_limit": None,
 }
+
+_TELLING_S = 60
+"""What a rank that finds a hang may take to tell of it."""
 
 _IDLE = {
     "eval_packing": "does nothing here; held-out rows share rows where those of training do",
@@ -70,11 +75,10 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     unset = {name: value for name, value in defaults.items() if not run.is_set(name)}
     fitted, notes = fit_to_device(run, device)
     notes += [f"{name}: {why}" for name, why in _IDLE.items() if run.is_set(name) and run.get(name)]
-    output_dir = str(RunDirectory.of(run).path)
-    args = run.arguments(
-        SFTConfig,
-        **{**unset, **fitted, **_OURS, **evaluation_arguments(run), "output_dir": output_dir},
-    )
+    collective_s, why = collective_timeout(run.get("ddp_timeout"), run.get("hang_timeout"))
+    notes += why if run.is_set("ddp_timeout") else []
+    ours = {**_OURS, "output_dir": str(RunDirectory.of(run).path), "ddp_timeout": collective_s}
+    args = run.arguments(SFTConfig, **{**unset, **fitted, **ours, **evaluation_arguments(run)})
     _check_trackers(args.report_to)
     check_optimizer(args)
     if args.push_to_hub and args.process_index == 0:
@@ -83,6 +87,22 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
         got = "use_liger_kernel without the package"
         raise RunFileError(got, todo="drop it, or pip install liger-kernel")
     return args, notes
+
+
+def collective_timeout(ddp_timeout_s: int, hang_timeout_s: float) -> tuple[int, list[str]]:
+    """Returns how long a collective may take, and why where that is not what was asked for.
+
+    It must outlast the watch over hangs, which can say what has happened.
+
+    Args:
+        ddp_timeout_s: The run's `ddp_timeout`.
+        hang_timeout_s: Its `hang_timeout`; 0 where nothing watches.
+    """
+    least = math.ceil(FIRST_STEP * hang_timeout_s + _TELLING_S)
+    if not hang_timeout_s or ddp_timeout_s >= least:
+        return ddp_timeout_s, []
+    why = f"ddp_timeout: {least} s, so that hang_timeout ({hang_timeout_s:g} s) comes before it"
+    return least, [why]
 
 
 def without_search(checkpointing: Mapping[str, Any] | None) -> dict[str, bool]:

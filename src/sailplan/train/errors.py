@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from sailplan.errors import SailplanError, StoppedError
 from sailplan.run.failure import Failure, asked_folder, write_failure
+from sailplan.run.state import ended_here
 from sailplan.train.failures import failure_of, line_of
 from sailplan.train.rank_log import LOG
 
@@ -75,6 +76,8 @@ def failed(error: BaseException) -> NoReturn:
     """
     failure = failure_of(error)
     if not _left_to_launcher(failure):
+        if failure.kind != "connection":  # that is an echo of another rank's end
+            ended_here(failure.exit_code, failure.error)
         is_user_error = isinstance(error, SailplanError)
         _wait_turn(first_rank_s=0.0 if is_user_error else UNKNOWN_ERROR_WAIT_S)
         text = f"error: {line_of(error)}\n" if is_user_error else failure.traceback

@@ -13,6 +13,7 @@ from sailplan.evaluate.generate import Sampling, generate
 from sailplan.evaluate.held_out import Asked, held_out_questions
 from sailplan.evaluate.speaker import Speaker
 from sailplan.run.directory import RunDirectory
+from sailplan.train.phase import PHASE
 
 if TYPE_CHECKING:
     from sailplan.data.formats import Format
@@ -55,8 +56,12 @@ class GenerationLog(TrainerCallback):
         trainer = self._trainer
         model, questions = trainer.model, [asked.question for asked in self._asked]
         speaker = Speaker.of(model, trainer.processing_class, chat=bool(questions[0].messages))
+        said = []
+        PHASE.move("answering held-out rows")
         with trainer.compute_loss_context_manager():
-            said = list(generate(speaker, questions, self._sampling))
+            for answer in generate(speaker, questions, self._sampling):
+                said.append(answer)
+                PHASE.move("answering held-out rows")
         if not state.is_world_process_zero:
             return
         records = [

@@ -72,7 +72,10 @@ class HeldOutTrainer(SFTTrainer):
     ) -> EvalLoopOutput:
         """Evaluates, and says loss and accuracy over all trained tokens of the rows."""
         self._sums = torch.zeros(3, dtype=torch.float64)
-        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **options)
+        with PHASE.within("evaluating"):
+            output = super().evaluation_loop(
+                *arguments, metric_key_prefix=metric_key_prefix, **options
+            )
         loss, top1, tokens = self._sums.tolist()
         mean = loss / tokens if tokens else math.nan
         found = (mean, math.exp(min(mean, 700.0)), top1 / tokens if tokens else math.nan)

@@ -18,6 +18,8 @@ class Phase:
     """Optimizer steps that are done."""
     count: int = 0
     """Goes up with every sign of progress; it never goes down."""
+    began: int = 0
+    """What `count` was when `step` last changed."""
     since: float = field(default_factory=time.monotonic)
     """When `count` last went up, by `time.monotonic`."""
 
@@ -29,8 +31,8 @@ class Phase:
             step: Optimizer steps that are done, where that has changed.
         """
         self.name = name
-        if step is not None:
-            self.step = step
+        if step is not None and step != self.step:
+            self.step, self.began = step, self.count
         self.count += 1
         self.since = time.monotonic()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from sailplan.data.ranks import from_first_rank
 from sailplan.hub.revisions import commit_of
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
@@ -26,11 +27,7 @@ def pinned(run: Run) -> Run:
     asked = [use.repository for use in uses(run)]
     if not asked:
         return run
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    commits = [None if PartialState().process_index else commit_of(repo) for repo in asked]
-    broadcast_object_list(commits)
+    commits = from_first_rank(lambda: [commit_of(repo) for repo in asked])
     known = {repo: commit for repo, commit in zip(asked, commits, strict=True) if commit}
     notes = [
         f"{repo.name} is pinned to {commit}"

@@ -86,6 +86,11 @@ class Resumption(TrainerCallback):
         self.places = read_places(checkpoint, self.made.world_size) if self.made else []
 
     @property
+    def num_bytes(self) -> int | None:
+        """The checkpoint's size; None where it has no manifest."""
+        return self.made.num_bytes if self.made else None
+
+    @property
     def same_world(self) -> bool:
         """Whether there are as many ranks as there were."""
         return len(self.places) == int(self.trainer.args.world_size)

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from sailplan.imports import quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.finished import finished
 from sailplan.run.state import ended
+from sailplan.train.continued import settled
 from sailplan.train.errors import leave, report_errors
 from sailplan.train.requests import REQUESTS
 from sailplan.train.say import calm_libraries, say
@@ -27,7 +29,12 @@ from sailplan.train.say import calm_libraries, say
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the flags say; a user's mistake ends in one line and its exit code."""
     with report_errors(), REQUESTS.heard():
-        train(Run.from_flags(sys.argv[1:] if argv is None else argv))
+        run = settled(Run.read_flags(sys.argv[1:] if argv is None else argv))
+        done = finished(run)
+        if done is None:
+            train(run)
+        elif os.environ.get("RANK", "0") == "0":
+            print(done)
         leave()
 
 
@@ -70,6 +77,7 @@ def train(run: Run) -> None:
         from sailplan.train.generations import log_generations
         from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
+        from sailplan.train.guards.hang.watch import hang_watch
         from sailplan.train.guards.loss import guard_losses
         from sailplan.train.optimizer import optimizer_by_part
         from sailplan.train.parts import settle_parts
@@ -79,6 +87,7 @@ def train(run: Run) -> None:
         from sailplan.train.state import StateFile
         from sailplan.train.trackers import OneTrackedRun
         from sailplan.train.trainer import Trainer
+        from sailplan.train.world import differences
 
         # The arguments come first: made before the model, they let ZeRO-3 load it in shards.
         args, notes = training_arguments(run)
@@ -136,13 +145,15 @@ def train(run: Run) -> None:
         trainer.add_callback(PlainProgress())
     say(*settle_parts(run, args, trainer.model))
     say(*settle_batches(run, trainer, directory, family))
+    say(*differences(trainer, checkpoint))
     guard_losses(run, trainer, directory)
     count_bad_rows(run, trainer, directory)
 
     trainer.heed(REQUESTS, directory)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.leave_if_stopped()
-    trainer.save_model()
+    with hang_watch(directory, trainer, run.get("hang_timeout")):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.leave_if_stopped()
+        trainer.save_model()
     if args.process_index == 0:
         say(check_saved(directory.path))
         ended(directory, 0)

@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sailplan.processes import launchers_of
 from sailplan.run.paths import RunPaths
-from sailplan.run.state import RunState, write_state
+from sailplan.run.state import RunState, keep, write_state
 
 STEP_EVERY_S = 5.0
 """Steps are written so often at most."""
@@ -33,6 +34,7 @@ class StateFile(TrainerCallback):
 
     def __init__(self, paths: RunPaths) -> None:
         self.paths = paths
+        self._launcher = next(iter(launchers_of(os.environ)), None)
         self._started_at = 0.0
         self._written = float("-inf")
 
@@ -40,6 +42,7 @@ class StateFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Says that it runs."""
+        keep(self.paths)
         self._started_at = time.time()
         self._write(state)
 
@@ -94,6 +97,7 @@ class StateFile(TrainerCallback):
             max_steps=state.max_steps,
             why=why,
             pid=os.getpid(),
+            launcher=self._launcher,
             host=socket.gethostname(),
             started_at=self._started_at,
             updated_at=time.time(),

@@ -129,6 +129,8 @@ class AgreedStop(TrainerCallback):
             wait_for_ranks()  # however long the first one takes with its checkpoint
             self._requests.end()
             wait_for_ranks()
+        if state.is_world_process_zero:
+            ended(self._paths, StoppedError.exit_code, f"asked by {self.cause}")
         raise StoppedError(self.sentence(state))
 
 

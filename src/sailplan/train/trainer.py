@@ -21,6 +21,7 @@ from sailplan.data.balance import Work
 from sailplan.data.batch_rows import ROWS, BatchRows, NamingCollator, take_rows
 from sailplan.data.collator import Collator
 from sailplan.data.counts import COUNTS, CountingCollator
+from sailplan.data.ranks import wait_for_ranks
 from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
 from sailplan.data.streaming.loader import training_loader
@@ -30,6 +31,7 @@ from sailplan.train.finish import gather_where_it_fits
 from sailplan.train.guards.bad_rows import refuse_broken
 from sailplan.train.guards.loss import LossGuard
 from sailplan.train.held_out import HeldOutTrainer
+from sailplan.train.loading import LoadingTrainer
 from sailplan.train.loss_inputs import LossInputs, take_out
 from sailplan.train.phase import PHASE
 from sailplan.train.requests import Requests
@@ -38,10 +40,9 @@ from sailplan.train.saving.saver import Saver
 from sailplan.train.stopping import AgreedStop, EvaluationGivenUpError
 from sailplan.train.throughput import Throughput
 from sailplan.train.votes import Votes
-from sailplan.train.world import loadable, seed_rank
 
 
-class Trainer(HeldOutTrainer):
+class Trainer(LoadingTrainer, HeldOutTrainer):
     """The trainer of every run; see the module for what it does otherwise than TRL's.
 
     Args:
@@ -233,36 +234,6 @@ class Trainer(HeldOutTrainer):
         self.is_in_train = False
         return TrainOutput(self.state.global_step, math.nan, {})
 
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
-    ) -> Any:
-        """Makes engine and optimizer, and loads their state, whatever ranks saved it."""
-        with loadable(self, resume_from_checkpoint) as folder:
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, folder and str(folder)
-            )
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            seed_rank(self, Path(checkpoint))
-
-    def _load_best_model(self) -> None:
-        """Loads the best checkpoint's weights.
-
-        Trainer's own loader takes the names of a checkpoint for those of the module, and warns
-        where they differ, as they do for most vision-language models (transformers 5.23).
-        """
-        best = self.state.best_model_checkpoint
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or isinstance(self.model, PeftModel):
-            with loadable(self, best) as folder:
-                self.state.best_model_checkpoint = folder and str(folder)
-                super()._load_best_model()
-            self.state.best_model_checkpoint = best
-            return
-        loaded = type(self.model).from_pretrained(Path(best))
-        self.model.load_state_dict(loaded.state_dict())
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves a checkpoint that is whole or does not count, once a step."""
         if self.saver is None:
@@ -276,4 +247,6 @@ class Trainer(HeldOutTrainer):
         if self.deepspeed is not None:
             is_adapter = isinstance(self.model, PeftModel)
             gather_where_it_fits(self.deepspeed, is_adapter, sharded=self.save_sharded)
-        super().save_model(output_dir, _internal_call)
+        with PHASE.within("saving"):
+            super().save_model(output_dir, _internal_call)
+            wait_for_ranks()  # what follows is a collective, and the first may write for long

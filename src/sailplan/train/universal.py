@@ -65,10 +65,11 @@ def read(folder: Path) -> Universal:
     states = load(folder)
     groups = [_optimizer(states, rank)["state"] for rank in range(states.world_size)]
     tensors = {_WEIGHTS: laid_out(states, states.masters, folder)}
-    for name in _names(groups[0]):
-        vectors = [_vectors(group, name, folder) for group in groups]
-        for vector, master in zip(vectors, states.masters, strict=True):
-            _check_divisible(vector, master, name, folder)
+    for name in _names(groups[0], folder):
+        vectors = [
+            _vectors(group, masters, name, folder)
+            for group, masters in zip(groups, states.masters, strict=True)
+        ]
         tensors[name] = laid_out(states, vectors, folder)
     return Universal(folder=folder, states=states, tensors=tensors, step=_step(groups[0], folder))
 
@@ -147,36 +148,46 @@ def _step(groups: Mapping[int, Mapping[str, Any]], folder: Path) -> torch.Tensor
     return int(counts[0])
 
 
-def _names(groups: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """Returns the names of the states that are one vector over a group's parameters."""
-    return [
-        name
-        for name, value in next(iter(groups.values())).items()
-        if isinstance(value, StoredTensor) and value.shape
-    ]
+def _names(groups: Mapping[int, Mapping[str, Any]], folder: Path) -> list[str]:
+    """Returns the names of the states that have a number for each weight."""
+    found: dict[str, None] = {}
+    for state in groups.values():
+        for name, value in state.items():
+            if isinstance(value, StoredTensor) and value.shape:
+                found[name] = None
+            elif not isinstance(value, StoredTensor | int | float | None):
+                raise _indivisible(folder, name)
+    return list(found)
 
 
 def _vectors(
-    groups: Mapping[int, Mapping[str, Any]], name: str, folder: Path
+    groups: Mapping[int, Mapping[str, Any]],
+    masters: Sequence[StoredTensor],
+    name: str,
+    folder: Path,
 ) -> list[StoredTensor]:
-    found = [groups[number].get(name) for number in sorted(groups)]
-    if not all(isinstance(vector, StoredTensor) for vector in found):
-        raise CheckpointError(f"{folder}: the optimizer's {name} is missing in a group")
-    return found  # type: ignore[return-value]  # seen above
+    """Returns one state of a rank, a vector a group of parameters."""
+    found = []
+    for index, master in zip(sorted(groups), masters, strict=True):
+        vector = groups[index].get(name)
+        # Those in 8 bits have one scale for many weights.
+        if (
+            not isinstance(vector, StoredTensor)
+            or len(vector.shape) != 1
+            or vector.numel < master.numel
+            or vector.dtype not in ("float64", "float32", "bfloat16", "float16")
+        ):
+            raise _indivisible(folder, name)
+        found.append(vector)
+    return found
 
 
-def _check_divisible(
-    vectors: Sequence[StoredTensor], masters: Sequence[StoredTensor], name: str, folder: Path
-) -> None:
-    """Refuses what is no number an element: states in 8 bits have one scale for many elements."""
-    for vector, master in zip(vectors, masters, strict=True):
-        floats = vector.dtype in ("float32", "bfloat16", "float16", "float64")
-        if len(vector.shape) != 1 or vector.numel < master.numel or not floats:
-            raise CheckpointError(
-                f"{folder}: the optimizer keeps {name} as {vector.dtype} {list(vector.shape)} for "
-                f"{master.numel} weights, which cannot be divided over other ranks",
-                todo="go on with as many ranks as before",
-            )
+def _indivisible(folder: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: the optimizer's {name} is not one number a weight, and cannot be divided over "
+        "other ranks",
+        todo="go on with as many ranks as before",
+    )
 
 
 def _common(universal: Universal) -> dict[str, Any]:

@@ -70,6 +70,20 @@ def loadable(trainer: Trainer, checkpoint: str | Path | None) -> Iterator[Path |
         shutil.rmtree(paths.divided, ignore_errors=True)
 
 
+def differences(trainer: Trainer, checkpoint: Path | None) -> list[str]:
+    """Says what is otherwise from here on than if the ranks that saved a checkpoint went on."""
+    ranks = trainer.args.world_size
+    saved_by = None if checkpoint is None else _saved_by(checkpoint)
+    if checkpoint is None or saved_by in (None, ranks):
+        return []
+    saver = "1 rank" if saved_by == 1 else f"{saved_by} ranks"
+    words = f"{checkpoint.name} was saved by {saver} and goes on with {ranks}"
+    chance = _chance(trainer)
+    if chance is None:
+        return [f"{words}: the curve stays the same, to rounding"]
+    return [f"{words}: {chance} draws other numbers from here on, so the curve differs a little"]
+
+
 def zero_folder(checkpoint: Path) -> Path | None:
     """Returns the folder of DeepSpeed's files in a checkpoint, None where there is none."""
     latest = checkpoint / "latest"
@@ -91,6 +105,27 @@ def seed_rank(trainer: Trainer, checkpoint: Path) -> None:
     if not (checkpoint / name).is_file():
         parts = (args.seed, trainer.state.global_step, args.process_index)
         set_seed(hash(parts) % 2**32)
+
+
+def _saved_by(checkpoint: Path) -> int | None:
+    """Returns the ranks that saved a checkpoint, by the random states that each of them left."""
+    if (checkpoint / "rng_state.pth").is_file():
+        return 1
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or None
+
+
+def _chance(trainer: Trainer) -> str | None:
+    """Names what of the model draws random numbers in training; None where nothing does."""
+    if trainer.args.neftune_noise_alpha:
+        return "neftune_noise_alpha"
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
+            return "dropout"
+        # Attention and whole layers are dropped by numbers that no module of torch holds.
+        rates = (value for name, value in vars(module).items() if "drop" in name)
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return "dropout"
+    return None
 
 
 def _division(trainer: Trainer) -> tuple[int, bool]:

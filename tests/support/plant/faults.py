@@ -6,8 +6,10 @@ of the package, and nothing heavy: it is read at the start of every process of a
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -17,28 +19,100 @@ from types import ModuleType
 from typing import Any
 
 
-def sleep_in_collator(module: ModuleType, *, step: int, seconds: float = 3600.0) -> None:
-    """Sleeps while it makes a batch, once `step` optimizer steps are done."""
+def _in_collator(module: ModuleType, step: int, act: Callable[[], object]) -> None:
+    """Has something done before a batch is made, once `step` optimizer steps are done."""
     from sailplan.train.phase import PHASE
 
     collate = module.Collator.__call__
 
-    def slow(collator: Any, rows: Any) -> Any:
+    def faulty(collator: Any, rows: Any) -> Any:
         if PHASE.step >= step:
-            time.sleep(seconds)
+            act()
         return collate(collator, rows)
 
-    module.Collator.__call__ = slow
+    module.Collator.__call__ = faulty
 
 
-def out_of_memory(module: ModuleType, *, most_tokens: int) -> None:
-    """Has a micro batch of more tokens end as CUDA does where memory runs out."""
+def sleep_in_collator(module: ModuleType, *, step: int, seconds: float = 3600.0) -> None:
+    """Sleeps while it makes a batch."""
+
+    def sleep() -> None:
+        time.sleep(seconds)
+
+    _in_collator(module, step, sleep)
+
+
+def sleep_in_worker(module: ModuleType) -> None:
+    """Sleeps while a worker of a DataLoader makes its first batch."""
+    from torch.utils.data import get_worker_info
+
+    def sleep() -> None:
+        if get_worker_info():
+            time.sleep(3600)
+
+    _in_collator(module, 0, sleep)
+
+
+def stop_in_collator(module: ModuleType, *, step: int, after_s: float) -> None:
+    """Stops the process as a debugger or a scheduler does, while it takes long over a batch."""
+
+    def stop() -> None:
+        time.sleep(after_s)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    _in_collator(module, step, stop)
+
+
+def keep_interpreter_in_collator(module: ModuleType, *, step: int, after_s: float) -> None:
+    """Sleeps in C without giving back the interpreter's lock, so that no other thread runs."""
+
+    def keep() -> None:
+        time.sleep(after_s)
+        ctypes.PyDLL(None).sleep(3600)
+
+    _in_collator(module, step, keep)
+
+
+def leave_out_all_reduce(module: ModuleType, *, step: int) -> None:
+    """Keeps one step's gradients from the other ranks of DDP, which wait for them."""
+    train = module.Trainer.training_step
+
+    def faulty(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        if trainer.state.global_step != step:
+            return train(trainer, *arguments, **options)
+        with trainer.model_wrapped.no_sync():
+            return train(trainer, *arguments, **options)
+
+    module.Trainer.training_step = faulty
+
+
+def save_slowly(module: ModuleType, *, seconds: float) -> None:
+    """Takes long to save the optimizer, and writes something all the time."""
+    from sailplan.train.phase import PHASE
+
+    save = module.Trainer._save_optimizer_and_scheduler
+
+    def faulty(trainer: Any, folder: Any) -> None:
+        until = time.monotonic() + seconds
+        with PHASE.within("saving"), open(os.devnull, "wb") as file:  # noqa: PTH123
+            while time.monotonic() < until:
+                file.write(bytes(2**20))
+                time.sleep(0.1)
+        save(trainer, folder)
+
+    module.Trainer._save_optimizer_and_scheduler = faulty
+
+
+def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
+    """Has a micro batch of more tokens end as CUDA does without memory, once steps are done."""
     import torch
+
+    from sailplan.train.phase import PHASE
 
     compute = module.Trainer.compute_loss
 
     def limited(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        if inputs["input_ids"].numel() > most_tokens:
+        if PHASE.step >= step and inputs["input_ids"].numel() > most_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return compute(trainer, model, inputs, *rest, **options)
 
@@ -105,17 +179,31 @@ def _of_micro_batch(
     module.SFTTrainer.compute_loss = changed
 
 
-def rot_files(module: ModuleType, *, paths: dict[str, str]) -> None:
-    """Overwrites files once the rows are encoded: each with what another file holds."""
+def rot_files(module: ModuleType, *, cut: list[str], swapped: dict[str, str]) -> None:
+    """Cuts files off once the rows are encoded, or overwrites them with what another holds."""
     prepare = module.prepare
 
     def prepared(*arguments: Any, **options: Any) -> Any:
         data = prepare(*arguments, **options)
-        for path, other in paths.items():
+        for path in map(Path, cut):
+            path.write_bytes(path.read_bytes()[:200])
+        for path, other in swapped.items():
             Path(path).write_bytes(Path(other).read_bytes())
         return data
 
     module.prepare = prepared
+
+
+def fill_disk(module: ModuleType, *, step: int, ballast: str, room: int) -> None:
+    """Fills the disk of a file up to some room once a checkpoint is begun, from a step on."""
+    check = module.check_room
+
+    def checked(folder: Path, wanted: int) -> None:
+        check(folder, wanted)
+        if int(folder.name.split("-")[1]) >= step:
+            Path(ballast).write_bytes(b"0" * (shutil.disk_usage(folder.parent).free - room))
+
+    module.check_room = checked
 
 
 def _ask_to_stop(to: str) -> None:
@@ -181,9 +269,15 @@ PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "out_of_memory": ("sailplan.train.trainer", out_of_memory),
     "eat_memory": ("sailplan.train.trainer", eat_memory),
     "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
+    "fill_disk": ("sailplan.train.saving.saver", fill_disk),
     "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
     "bad_gradient": ("trl.trainer.sft_trainer", bad_gradient),
     "rot_files": ("sailplan.data.prepare", rot_files),
     "sleep_in_collator": ("sailplan.data.collator", sleep_in_collator),
+    "sleep_in_worker": ("sailplan.data.collator", sleep_in_worker),
+    "stop_in_collator": ("sailplan.data.collator", stop_in_collator),
+    "keep_interpreter_in_collator": ("sailplan.data.collator", keep_interpreter_in_collator),
+    "save_slowly": ("sailplan.train.trainer", save_slowly),
+    "leave_out_all_reduce": ("sailplan.train.trainer", leave_out_all_reduce),
 }
 """By name: the module, and what patches it."""

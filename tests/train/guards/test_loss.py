@@ -6,10 +6,19 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.distributed.fsdp import fully_shard
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from sailplan.data.batch_rows import BatchRows
+from sailplan.errors import TrainingError
+from sailplan.train.guards.loss import LossGuard
 from tests.support.checkpoints import differing, tensors_of
 from tests.support.launch import Entry, entry_script, flags, losses
 from tests.support.plant import planted
@@ -42,6 +51,7 @@ def settings(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:
         "learning_rate": 1e-2,
         "logging_steps": 1,
         "save_steps": 1,
+        "save_first_step": False,
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
@@ -95,11 +105,17 @@ def test_skip_gives_the_mean_of_the_steps_that_were_taken(
 ) -> None:
     model = tiny_model("llama")
     each, mean = tmp_path / "each", tmp_path / "mean"
-    changes = {"on_bad_loss": "skip", "save_strategy": "no", "save_first_step": False}
+    changes = {"on_bad_loss": "skip", "save_strategy": "no"}
     assert entry(settings(model, data, each, **changes)).code == 0
     assert entry(settings(model, data, mean, **changes, logging_steps=5)).code == 0
 
     assert losses(mean) == [pytest.approx(sum(losses(each)) / 3)]
+    parts, changes = tmp_path / "parts", changes | {"logging_steps": 5}
+    saving = changes | {"save_strategy": "steps"}
+    assert entry(settings(model, data, parts, **saving)).code == 0
+    again = changes | {"resume_from_checkpoint": parts / "checkpoint-3"}
+    assert entry(settings(model, data, tmp_path / "again", **again)).code == 0
+    assert losses(tmp_path / "again") == losses(mean)
 
 
 def test_stop_ends_the_run_before_the_step_and_names_its_rows(
@@ -156,3 +172,77 @@ def test_gradient_that_is_not_finite_is_found_where_the_loss_is(
     assert "error: 10 steps in a row are left out; step 13: the loss is nan; its rows:" in end.err
     assert differing(tmp_path / "skip/checkpoint-1", tmp_path / "skip/checkpoint-2") == []
     assert differing(tmp_path / "skip/checkpoint-2", tmp_path / "skip/checkpoint-3")
+
+
+class Driven:
+    """The guard over a bare layer, stepped as Trainer does it where this machine cannot."""
+
+    def __init__(self, layer: torch.nn.Module, folder: Path, *, scaler: Any = None) -> None:
+        self.layer, self.scaler = layer, scaler
+        args = TrainingArguments(str(folder), use_cpu=True)
+        self.state = TrainerState()
+        self.state.stateful_callbacks = {}
+        self.events = (args, self.state, TrainerControl())
+        Accelerator(cpu=True)
+        sgd = torch.optim.SGD(layer.parameters(), lr=1e-3)
+        self.optimizer = AcceleratedOptimizer(sgd, scaler=scaler)
+        trainer: Any = SimpleNamespace(
+            args=args,
+            state=self.state,
+            is_deepspeed_enabled=False,
+            rows=[BatchRows(places=("train row 7 (from 0)",))],
+            callback_handler=SimpleNamespace(callbacks=[]),
+            _tr_loss=torch.zeros(()),
+            _metrics={"train": {}},
+            _globalstep_last_logged=0,
+        )
+        self.guard = LossGuard(trainer, folder / "metrics.jsonl", skips=False)
+        self.guard.on_train_begin(*self.events, optimizer=self.optimizer)
+
+    def step(self, *, loss: float = 1.0, gradient: float = 1.0) -> None:
+        self.guard.on_step_begin(*self.events)
+        found = self.layer(torch.ones(1, 4)).sum() * loss
+        found.register_hook(lambda coming: coming * gradient)
+        seen = self.guard.see(found * 1.0)
+        (seen if self.scaler is None else self.scaler.scale(seen)).backward()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer.optimizer)
+        self.guard.judge(torch.nn.utils.clip_grad_norm_(self.layer.parameters(), 1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.guard.on_step_end(*self.events)
+
+
+def test_overflow_of_a_loss_scaler_is_its_own_and_a_loss_of_nan_is_not(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    driven = Driven(torch.nn.Linear(4, 4), tmp_path, scaler=scaler)
+
+    driven.step(gradient=float("inf"))
+    assert driven.optimizer.step_was_skipped
+    assert scaler.get_scale() == 2.0**15
+    driven.step()
+    assert not driven.optimizer.step_was_skipped
+
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan; its rows: train row 7 "):
+        driven.step(loss=float("nan"))
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_guard_reads_the_norm_of_fsdp2_shards(tmp_path: Path, process_group: None) -> None:
+    layer = torch.nn.Linear(4, 4)
+    fully_shard(layer, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+    driven = Driven(layer, tmp_path)
+    driven.step()
+    before = layer.weight.full_tensor().clone()
+
+    with pytest.raises(TrainingError, match=r"step 1: the gradient is not finite, though each "):
+        driven.step(gradient=float("nan"))
+
+    assert torch.equal(layer.weight.full_tensor(), before)

@@ -36,6 +36,8 @@ MOST_IN_A_ROW = 10
 """So many steps left out one after another end the run: nothing is learnt any more."""
 
 _NUM_NAMED = 8
+_STATE = "left_out_of_mean"
+"""Where the trainer's state, and so each checkpoint, has how many were since the last record."""
 _TODO = "look at these rows; lower learning_rate, or train in bf16 rather than fp16"
 
 
@@ -81,6 +83,8 @@ class LossGuard(TrainerCallback):
     ) -> None:
         """Puts itself before the optimizer."""
         self._optimizer, self._in_a_row = optimizer, 0
+        stored: Any = state.stateful_callbacks or {}
+        self._num_left_out = int(stored.get(_STATE, 0))
         args.logging_nan_inf_filter = False  # it would wait for the device with every micro batch
         self._scales = getattr(optimizer, "scaler", None) is not None
         if self.trainer.is_deepspeed_enabled:
@@ -188,6 +192,8 @@ class LossGuard(TrainerCallback):
         if self._bad is None:
             return
         self._num_left_out += 1
+        stored: Any = state.stateful_callbacks
+        stored[_STATE] = self._num_left_out
         self.trainer._tr_loss.copy_(self._loss_sum)
         metrics = self.trainer._metrics["train"]
         for name, values in tuple(metrics.items()):
@@ -211,6 +217,8 @@ class LossGuard(TrainerCallback):
         if not math.isfinite(logs.get("grad_norm", 0.0)):
             del logs["grad_norm"]
         self._num_left_out = 0
+        stored: Any = self.trainer.state.stateful_callbacks
+        stored.pop(_STATE, None)
 
 
 def _let_deepspeed_look(optimizer: Any) -> None:

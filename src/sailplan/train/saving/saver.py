@@ -39,6 +39,7 @@ from sailplan.train.saving.weights import (
 )
 
 if TYPE_CHECKING:
+    from sailplan.train.resume import Resumption
     from sailplan.train.trainer import Trainer
 
 MOVED_STEPS = 10
@@ -54,15 +55,15 @@ class Saver(TrainerCallback):
     Args:
         run: The run.
         trainer: Its trainer.
-        resumed: Whether training goes on from a checkpoint.
+        resumption: What training goes on from.
     """
 
-    def __init__(self, run: Run, trainer: Trainer, *, resumed: bool) -> None:
+    def __init__(self, run: Run, trainer: Trainer, resumption: Resumption | None) -> None:
         self.run, self.trainer, self.directory = run, trainer, RunDirectory.of(run)
         self._keep = run.get("save_total_limit")
-        self._early = bool(run.get("save_first_step")) and not resumed
+        self._early = bool(run.get("save_first_step")) and resumption is None
         self._saved_step = -1
-        self._bytes: int | None = None
+        self._bytes = resumption.num_bytes if resumption else None
         self._names: Digests = {}
         self._before: Digests = {}
         self._learning_rate, self._moved_steps = 0.0, 0
@@ -109,6 +110,7 @@ class Saver(TrainerCallback):
         """
         step, trainer = self.trainer.state.global_step, self.trainer
         folder = self.directory.checkpoint(step)
+        PHASE.move("stepping", step)
         with PHASE.within("saving"):
             self.finish()
             self._make_way(folder)
@@ -139,7 +141,8 @@ class Saver(TrainerCallback):
         if self._thread is not None:
             self._thread.join(timeout=1.0)
             if self._thread.is_alive():
-                with waiting("the checkpoint is read again and described"):
+                words = "the checkpoint is read again and described"
+                with PHASE.within("saving"), waiting(words):
                     self._thread.join()
             self._thread = None
         self._tell()
@@ -184,8 +187,9 @@ class Saver(TrainerCallback):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _IDLE_PRIORITY)
             self._check(folder, moved=moved)
             files = manifest.take_stock(folder, threads=1)
-            self._bytes = sum(record.num_bytes for record in files.values())
-            manifest.write(folder, described(files, time.time()))
+            made = described(files, time.time())
+            self._bytes = made.num_bytes
+            manifest.write(folder, made)
             layout.rotate(checkpoints, keep=self._keep, best=best and Path(best))
 
         self._thread = threading.Thread(target=self._guarded(complete, folder), daemon=True)

@@ -22,8 +22,8 @@ def settle_saving(run: Run, trainer: Trainer, checkpoint: Path | None) -> None:
         checkpoint: What it goes on from.
     """
     trainer.save_sharded = bool(run.get("save_sharded"))
-    trainer.saver = Saver(run, trainer, resumed=checkpoint is not None)
-    trainer.add_callback(trainer.saver)
     if checkpoint is not None:
         trainer.resumption = Resumption(trainer, checkpoint)
         trainer.add_callback(trainer.resumption)
+    trainer.saver = Saver(run, trainer, trainer.resumption)
+    trainer.add_callback(trainer.saver)

@@ -1,0 +1,1 @@
+"""Finds a run that makes no progress, says which rank holds it up and where, and ends it."""

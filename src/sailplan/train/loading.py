@@ -1,0 +1,45 @@
+"""TRL's `SFTTrainer`, loading checkpoints of any number of ranks, and really the best weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from trl import SFTTrainer
+
+from sailplan.train.world import loadable, seed_rank
+
+
+class LoadingTrainer(SFTTrainer):
+    """What of the trainer loads a checkpoint; see the module for what it does otherwise."""
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Makes engine and optimizer, and loads their state, whatever ranks saved it."""
+        with loadable(self, resume_from_checkpoint) as folder:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, folder and str(folder)
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            seed_rank(self, Path(checkpoint))
+
+    def _load_best_model(self) -> None:
+        """Loads the best checkpoint's weights.
+
+        Trainer's own loader takes the names of a checkpoint for those of the module, and warns
+        where they differ, as they do for most vision-language models (transformers 5.23).
+        """
+        best = self.state.best_model_checkpoint
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or isinstance(self.model, PeftModel):
+            with loadable(self, best) as folder:
+                self.state.best_model_checkpoint = folder and str(folder)
+                super()._load_best_model()
+            self.state.best_model_checkpoint = best
+            return
+        loaded = type(self.model).from_pretrained(Path(best))
+        self.model.load_state_dict(loaded.state_dict())
