@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.launcher.support import is_alive
@@ -23,7 +24,7 @@ with report_errors(), REQUESTS.heard():
     {body}
 """
 WAIT = "print('ready', flush=True); time.sleep(100)"
-TRAIN = "REQUESTS.begin(lambda cause: print(cause, flush=True))"
+TRAIN = "REQUESTS.begin(lambda cause: os.write(1, f'{cause}\\n'.encode()))"
 
 
 def start(body: str, **environment: str) -> subprocess.Popen[str]:
@@ -116,9 +117,11 @@ def test_request_that_came_before_training_keeps_it_from_beginning() -> None:
 
 FORK = """
     import multiprocessing
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,), daemon=True)
+    def work():
+        print(os.getpid(), flush=True)
+        time.sleep(100)
+    child = multiprocessing.get_context("fork").Process(target=work, daemon=True)
     child.start()
-    print(child.pid, flush=True)
     """
 
 
@@ -145,10 +148,11 @@ def test_forked_child_is_ended_by_its_parent_alone() -> None:
 
 def test_forked_child_of_a_killed_rank_is_gone() -> None:
     process = start(f"{TRAIN}{FORK}time.sleep(100)")
-    child = int(line(process))
+    child = psutil.Process(int(line(process)))
     process.kill()
     process.communicate()  # ends when nobody has its pipes any more
-    assert not is_alive(child)
+    psutil.wait_procs([child], timeout=10)
+    assert not is_alive(child.pid)
 
 
 LAUNCHER = """

@@ -84,17 +84,15 @@ def test_run_that_is_stopped_before_it_trains_leaves_nothing(
 def test_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(
     tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
-    data = chat_rows(tmp_path / "held", 12, images=False)
     settings = values(
         tmp_path,
         tiny_model("llama"),
         max_steps=8,
         eval_strategy="steps",
         eval_steps=4,
-        eval_dataset=str(data),
+        eval_size=12,
         per_device_eval_batch_size=2,
         save_steps=3,
-        load_best_model_at_end=False,
     )
     file = run_file(tmp_path / "run.yaml", settings, strategy="single", ranks=1)
     undisturbed = tmp_path / "undisturbed"

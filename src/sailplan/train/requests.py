@@ -236,11 +236,13 @@ def _become_a_child() -> None:
         return
     end_with(parent)
     signal.set_wakeup_fd(-1)
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform.startswith("linux"):  # others do not tell who sent a signal
+    tells_sender = sys.platform.startswith("linux")
+    if tells_sender:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for number in STOP_SIGNALS:
+        ignored = number != signal.SIGTERM
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    if tells_sender:
         threading.Thread(target=_end_by, args=(parent,), daemon=True).start()
 
 
