@@ -68,21 +68,26 @@ def hold(path: Path, launchers: Sequence[int]) -> None:
     _held[path] = descriptor
 
 
-def holder(path: Path) -> Holder | None:
-    """Returns who holds the lock, None where nobody does."""
+def is_held(path: Path) -> bool | None:
+    """Says whether a process somewhere holds the lock; None where it cannot be told."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _read(path)
-    except OSError:
+        return True
+    except OSError:  # a file system without locks
         return None
     finally:
-        os.close(descriptor)
-    return None
+        os.close(descriptor)  # and the lock with it
+    return False
+
+
+def holder(path: Path) -> Holder | None:
+    """Returns who holds the lock, None where nobody does, or none can be told."""
+    return _read(path) if is_held(path) else None
 
 
 def wait_until_free(path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import socket
-from pathlib import Path
 
 from sailplan.run.paths import RunPaths
 from sailplan.run.state import RunState
@@ -20,23 +17,6 @@ SILENT_START_S = 6 * 3600.0
 
 CLOCKS_S = 60.0
 """So far the clocks of machines, and of one before and after it was set, may differ."""
-
-
-def is_held(lock_file: Path) -> bool | None:
-    """Says whether a process somewhere holds the lock of a run; None where it cannot be told."""
-    try:
-        handle = os.open(lock_file, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return None
-    finally:
-        os.close(handle)  # and the lock with it
-    return False
 
 
 def is_here(state: RunState) -> bool:
@@ -83,8 +63,8 @@ def why_gone(paths: RunPaths, state: RunState, *, held: bool | None, now: float)
     Args:
         paths: The run's.
         state: What it says.
-        held: What `is_held` says of its lock. A free one proves nothing from another machine:
-            there are network file systems where locks are of one machine only.
+        held: What `run.lock.is_held` says of its lock. A free one proves nothing from another
+            machine: there are network file systems where locks are of one machine only.
         now: Seconds since 1970.
     """
     if held:

@@ -16,10 +16,11 @@ from statistics import median
 from typing import Any, Final, Literal
 
 from sailplan.checkpoint.layout import quick_doubt
+from sailplan.run.lock import is_held
 from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths
 from sailplan.run.state import RunState, read_state
-from sailplan.supervise.alive import is_held, last_word, why_gone
+from sailplan.supervise.alive import last_word, why_gone
 from sailplan.supervise.lines import last_lines
 
 Standing = Literal[
