@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sailplan.checkpoint.manifest import MANIFEST
+from sailplan.run.metrics import read_metrics
 from tests.support.killed import curve, whole
 from tests.support.launch import End, Entry, entry_script, flags
 from tests.support.rows import chat_rows
@@ -232,3 +233,20 @@ def test_finished_run_says_so_and_trains_on_where_more_is_asked_for(
     assert end.code == 0, end.err
     assert f"goes on from {tmp_path / 'out' / 'checkpoint-8'}" in end.out
     assert [point[0] for point in curve(tmp_path / "out")] == list(range(1, 11))
+
+
+def test_other_learning_rate_counts_from_where_the_run_goes_on(
+    train: Train, tmp_path: Path
+) -> None:
+    def rates() -> list[float]:
+        records = read_metrics(tmp_path / "out" / "metrics.jsonl")
+        return [record["learning_rate"] for record in records if "loss" in record]
+
+    assert train(learning_rate=1e-3).code == 0
+    undisturbed = rates()
+    back_to(tmp_path / "out", 4)
+    end = train(learning_rate=5e-4)
+    assert end.code == 0, end.err
+    assert "learning_rate: goes on with 0.0005 instead of 0.001" in end.out
+    assert rates()[:4] == undisturbed[:4]
+    assert rates()[4:] == pytest.approx([rate / 2 for rate in undisturbed[4:]])

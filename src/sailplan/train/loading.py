@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftModel
 from trl import SFTTrainer
 
+from sailplan.train.say import say
 from sailplan.train.world import loadable, seed_rank
 
 
@@ -28,6 +29,23 @@ class LoadingTrainer(SFTTrainer):
         if checkpoint is not None:
             seed_rank(self, Path(checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads both, and goes on with the learning rates of now where they are others.
+
+        Else those of the checkpoint would win over what the run file says, without a word.
+        """
+        wanted = list(getattr(self.lr_scheduler, "base_lrs", ()))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        before = list(getattr(self.lr_scheduler, "base_lrs", ()))
+        if wanted == before or len(wanted) != len(before):
+            return
+        self.lr_scheduler.base_lrs = wanted
+        for group, new, old in zip(self.optimizer.param_groups, wanted, before, strict=True):
+            group["initial_lr"] = new
+            group["lr"] = group["lr"] * new / old if old else new
+        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        say(f"learning_rate: goes on with {_shown(wanted)} instead of {_shown(before)}")
+
     def _load_best_model(self) -> None:
         """Loads the best checkpoint's weights.
 
@@ -43,3 +61,7 @@ class LoadingTrainer(SFTTrainer):
             return
         loaded = type(self.model).from_pretrained(Path(best))
         self.model.load_state_dict(loaded.state_dict())
+
+
+def _shown(rates: list[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
