@@ -29,6 +29,7 @@ def main() -> None:
             raise ZeroDivisionError("ours")
         if what in ("user error", "first the second"):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # each says what it has to say
+            meet(rank)  # not before the other one listens no more
         begin(RunDirectory(Path(config["output_dir"])), rank)
         print("10 %\r20 %\r30 %\ntrains", flush=True)
         fail(what, rank, config)
@@ -42,16 +43,31 @@ def begin(directory: RunDirectory, rank: int) -> None:
     PHASE.move("computing a micro batch", 3)
 
 
+def meet(rank: int) -> None:
+    """Returns when all ranks are here."""
+    here = Path(os.environ["SAILPLAN_FAILURES"])
+    (here / f"here-{rank}").touch()
+    while len(list(here.glob("here-*"))) < int(os.environ.get("WORLD_SIZE", "1")):
+        time.sleep(0.01)
+
+
+def wait_for_failure(rank: int) -> None:
+    """Returns when another rank has left word of its failure."""
+    failures = Path(os.environ["SAILPLAN_FAILURES"])
+    while not (failures / f"rank-{rank}.json").exists():
+        time.sleep(0.01)
+
+
 def fail(what: str, rank: int, config: dict[str, object]) -> None:
     """Fails, or not."""
     if what == "user error":
+        if rank == 0 and os.environ.get("WORLD_SIZE", "1") != "1":
+            wait_for_failure(1)
         raise DataError("row 3 is empty", todo="remove it")
     if what == "first the second":
         if rank == 1:
             raise ZeroDivisionError("ours")
-        failures = Path(os.environ["SAILPLAN_FAILURES"])
-        while not (failures / "rank-1.json").exists():
-            time.sleep(0.01)
+        wait_for_failure(1)
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     if what == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -18,6 +18,7 @@ from sailplan.errors import OutputError
 from sailplan.processes import ORPHAN_GRACE_S
 
 _LOOK_EVERY_S = 0.2
+_TRIES = 3
 _held: dict[Path, int] = {}
 
 
@@ -55,17 +56,29 @@ def hold(path: Path, launchers: Sequence[int]) -> None:
         return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise _refusal(path, _read(path)) from None
+        taken = _taken(descriptor)
     except OSError:
         os.close(descriptor)
         return
+    if not taken:
+        os.close(descriptor)
+        raise _refusal(path, _read(path))
     record = {"pid": os.getpid(), "host": socket.gethostname(), "launchers": list(launchers)}
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{json.dumps(record)}\n".encode(), 0)
     _held[path] = descriptor
+
+
+def _taken(descriptor: int) -> bool:
+    """Takes the lock; whoever only looks whether it is held has it for a moment, too."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_EVERY_S)
+        else:
+            return True
+    return False
 
 
 def is_held(path: Path) -> bool | None:
