@@ -65,7 +65,7 @@ def evaluated(out: Path) -> list[tuple[int, float]]:
     ("moment", "to"),
     [
         ("import", "SIGTERM:launcher"),
-        ("encoding", "SIGUSR1:rank"),
+        pytest.param("encoding", "SIGUSR1:rank", marks=pytest.mark.slow),
         pytest.param("loading", "SIGINT:launcher", marks=pytest.mark.slow),
         pytest.param("import", "SIGUSR1:accelerate", marks=pytest.mark.slow),
         pytest.param("loading", "SIGTERM:rank", marks=pytest.mark.slow),
@@ -99,17 +99,14 @@ def test_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(
     with launched(file, "--no-preflight", "--output_dir", str(undisturbed)) as run:
         assert run.end() == 0, run.text[-4000:]
 
+    # The first save comes after the first step; in the next one it is asked, and saves no other.
     out = tmp_path / "out"
-    text = stopped(file, {"what": "stop_in_step", "number": 2, "to": "SIGUSR1:launcher"})
-    assert "stopped at step 2 of 8, as asked (SIGUSR1); go on with: sailplan train" in text
-    assert whole(out)[-1] == 2
+    text = stopped(file, {"what": "stop_in_save", "number": 2, "to": "SIGTERM:rank"})
+    assert "stopped at step 3 of 8, as asked (SIGTERM); go on with: sailplan train" in text
+    assert whole(out)[-1] == 3
     state = read_state(out / "state.json")
     assert state is not None
-    assert (state.state, state.step, state.exit_code) == ("stopped", 2, 75)
-
-    # The save of step 3 is this process's first: it is not done twice.
-    stopped(file, {"what": "stop_in_save", "number": 1, "to": "SIGTERM:rank"})
-    assert whole(out)[-1] == 3
+    assert (state.state, state.step, state.exit_code) == ("stopped", 3, 75)
 
     # After step 4 the held-out rows are looked at, six batches: in the second one it ends.
     text = stopped(file, {"what": "stop_in_evaluation", "number": 2, "to": "SIGINT:rank"})
@@ -118,9 +115,8 @@ def test_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(
     assert evaluated(out) == []
 
     # The last step: training is over, but not the run.
-    text = stopped(file, {"what": "stop_in_step", "number": 4, "to": str(out / "STOP")})
-    assert "stopped at step 8 of 8, as asked (the stop file)" in text
-    assert not (out / "STOP").exists()
+    text = stopped(file, {"what": "stop_in_step", "number": 4, "to": "SIGUSR1:rank"})
+    assert "stopped at step 8 of 8, as asked (SIGUSR1)" in text
     assert [step for step, _ in evaluated(out)] == [4]
 
     with launched(file, "--no-preflight") as run:
@@ -134,8 +130,8 @@ def test_run_that_is_stopped_anywhere_goes_on_as_if_it_had_not_been(
 @pytest.mark.parametrize(
     ("strategy", "moment", "rank", "to"),
     [
-        ("ddp", "step", 1, "SIGTERM:rank"),
-        pytest.param("ddp", "save", 1, "SIGUSR1:rank", marks=pytest.mark.slow),
+        ("ddp", "step", 1, "SIGUSR1:rank"),
+        pytest.param("ddp", "save", 1, "SIGTERM:rank", marks=pytest.mark.slow),
         pytest.param("zero2", "step", 1, "SIGTERM:launcher", marks=pytest.mark.slow),
         pytest.param("zero3", "save", 0, "SIGINT:launcher", marks=pytest.mark.slow),
         pytest.param("zero3", "step", 1, "SIGUSR1:rank", marks=pytest.mark.slow),
@@ -158,7 +154,16 @@ def test_ranks_agree_on_the_step_where_one_is_asked_to_stop(
     assert whole(tmp_path / "out")[-1] == step
 
 
-@pytest.mark.parametrize("victim", ["accelerate", "launcher"])
+@pytest.mark.slow
+def test_stop_file_stops_all_ranks(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    settings, out = values(tmp_path, tiny_model("llama")), tmp_path / "out"
+    file = run_file(tmp_path / "run.yaml", settings, strategy="ddp", ranks=2)
+    text = stopped(file, {"what": "stop_in_step", "number": 3, "rank": 1, "to": str(out / "STOP")})
+    assert f"stopped at step {whole(out)[-1]} of 400, as asked (the stop file)" in text
+    assert not (out / "STOP").exists()
+
+
+@pytest.mark.parametrize("victim", ["accelerate", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_ranks_whose_launcher_is_killed_save_and_end(
     tmp_path: Path, tiny_model: Callable[[str], Path], victim: str
 ) -> None:

@@ -220,6 +220,12 @@ class Trainer(LoadingTrainer, HeldOutTrainer):
             best = RunPaths(Path(self.args.output_dir)).checkpoint(self.state.global_step)
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
+    def _run_epoch(self, **options: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**options)
+        else:  # it goes on from its last step: only what comes after training is left
+            self.control.should_training_stop = True
+
     def _maybe_log_save_evaluate(self, *arguments: Any, **options: Any) -> None:
         try:
             super()._maybe_log_save_evaluate(*arguments, **options)
