@@ -27,9 +27,12 @@ STRATEGIES = {"single": 1, "ddp": 2, "zero2": 2, "zero3": 2}
 """What is killed, and on how many ranks."""
 
 
-def run_file(path: Path, values: dict[str, Any], *, strategy: str, ranks: int) -> Path:
-    """Writes a run file for the CPU."""
-    launch = {"cpu": True, "processes": ranks, "strategy": strategy}
+def run_file(
+    path: Path, values: dict[str, Any], *, strategy: str, ranks: int, cpu: bool = True
+) -> Path:
+    """Writes a run file for the CPU, or for as many GPUs."""
+    devices = {"cpu": True, "processes": ranks} if cpu else {"gpus_per_node": ranks}
+    launch = {**devices, "strategy": strategy}
     path.write_text(yaml.safe_dump({**values, "launch": launch}))
     return path
 

@@ -46,7 +46,9 @@ class Kill:
     """Whether every step behind it, up to the next kill or the end, is the undisturbed one."""
 
 
-def undisturbed(folder: Path, values: dict[str, Any], strategy: str) -> list[Any]:
+def undisturbed(
+    folder: Path, values: dict[str, Any], strategy: str, *, cpu: bool = True
+) -> list[Any]:
     """Returns the curve of a run that nobody disturbs.
 
     Raises:
@@ -58,6 +60,7 @@ def undisturbed(folder: Path, values: dict[str, Any], strategy: str) -> list[Any
         {**values, "output_dir": str(out)},
         strategy=strategy,
         ranks=STRATEGIES[strategy],
+        cpu=cpu,
     )
     with launched(file, "--no-preflight") as run:
         if run.end():
@@ -75,6 +78,7 @@ def chain(
     *,
     expected: list[Any],
     chance: random.Random,
+    cpu: bool = True,
 ) -> Iterator[Kill]:
     """Kills a run as often as is wished, and yields what became of each.
 
@@ -85,6 +89,7 @@ def chain(
         wishes: Whom to kill, and whether inside a save.
         expected: The undisturbed curve.
         chance: Draws the moments.
+        cpu: Whether it trains on the CPU.
 
     Raises:
         RuntimeError: The run ends by itself, with an error or before all kills are done.
@@ -95,6 +100,7 @@ def chain(
         {**values, "output_dir": str(out)},
         strategy=strategy,
         ranks=STRATEGIES[strategy],
+        cpu=cpu,
     )
     pending: dict[str, Any] | None = None
     killed_at = 0.0

@@ -133,6 +133,20 @@ def eat_memory(module: ModuleType, *, most_tokens: int, mib_of_token: int) -> No
     module.Trainer.compute_loss = hungry
 
 
+def eat_card(module: ModuleType, *, most_tokens: int) -> None:
+    """Takes more memory than the card has for a micro batch of more tokens."""
+    import torch
+
+    compute = module.Trainer.compute_loss
+
+    def hungry(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if inputs["input_ids"].numel() > most_tokens:
+            torch.empty(1 << 45, dtype=torch.uint8, device=inputs["input_ids"].device)
+        return compute(trainer, model, inputs, *rest, **options)
+
+    module.Trainer.compute_loss = hungry
+
+
 def out_of_memory_in_save(module: ModuleType, *, step: int, unless_sharded: bool = False) -> None:
     """Has the weights' save end for want of memory from a step on, where they are gathered."""
     import torch
@@ -268,6 +282,7 @@ PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "stop_in_evaluation": ("sailplan.train.trainer", stop_in_evaluation),
     "out_of_memory": ("sailplan.train.trainer", out_of_memory),
     "eat_memory": ("sailplan.train.trainer", eat_memory),
+    "eat_card": ("sailplan.train.trainer", eat_card),
     "out_of_memory_in_save": ("sailplan.train.trainer", out_of_memory_in_save),
     "fill_disk": ("sailplan.train.saving.saver", fill_disk),
     "bad_loss": ("trl.trainer.sft_trainer", bad_loss),
