@@ -250,3 +250,12 @@ def test_other_learning_rate_counts_from_where_the_run_goes_on(
     assert "learning_rate: goes on with 0.0005 instead of 0.001" in end.out
     assert rates()[:4] == undisturbed[:4]
     assert rates()[4:] == pytest.approx([rate / 2 for rate in undisturbed[4:]])
+
+
+def test_checkpoint_of_weights_alone_says_what_begins_anew(train: Train, tmp_path: Path) -> None:
+    assert train(save_only_model=True).code == 0
+    back_to(tmp_path / "out", 4)
+    end = train(save_only_model=True)
+    assert end.code == 0, end.err
+    assert "checkpoint-4 has weights alone (save_only_model)" in end.out
+    assert [point[0] for point in curve(tmp_path / "out")] == list(range(1, 9))

@@ -75,7 +75,12 @@ def differences(trainer: Trainer, checkpoint: Path | None) -> list[str]:
     """Says what is otherwise from here on than if the ranks that saved a checkpoint went on."""
     ranks = trainer.args.world_size
     saved_by = None if checkpoint is None else _saved_by(checkpoint)
-    if checkpoint is None or saved_by in (None, ranks):
+    if checkpoint is not None and saved_by is None:
+        return [
+            f"{checkpoint.name} has weights alone (save_only_model): optimizer, schedule and "
+            "random numbers begin anew, and the curve is another"
+        ]
+    if checkpoint is None or saved_by == ranks:
         return []
     saver = "1 rank" if saved_by == 1 else f"{saved_by} ranks"
     words = f"{checkpoint.name} was saved by {saver} and goes on with {ranks}"
@@ -138,6 +143,12 @@ def _division(trainer: Trainer) -> tuple[int, bool]:
 def _check_strategy(trainer: Trainer, checkpoint: Path, zero: Path | None) -> None:
     """Refuses a checkpoint whose optimizer would be left behind."""
     by_deepspeed = any(checkpoint.glob("global_step*"))
+    if trainer.is_deepspeed_enabled and not by_deepspeed and _saved_by(checkpoint) is None:
+        raise CheckpointError(
+            f"{checkpoint} has weights alone (save_only_model), and DeepSpeed goes on with its own "
+            "states",
+            todo="begin another run from these weights: --model_name_or_path names the checkpoint",
+        )
     if trainer.is_deepspeed_enabled and not by_deepspeed:
         got = f"{checkpoint} was not saved under DeepSpeed, which cannot load its optimizer"
         allowed = "the strategy of the run so far: single or ddp"
