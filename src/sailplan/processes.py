@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -34,6 +34,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl_of_linux() -> Callable[[int, int], int] | None:
+    return ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+
+
+_prctl = _prctl_of_linux()
+"""Looked up ahead: a process that was just forked may not load libraries safely."""
 
 
 class Asked(KeyboardInterrupt):
@@ -96,16 +104,16 @@ def follow(parent: int) -> None:
     Args:
         parent: The parent's process id.
     """
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _prctl:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it went before we asked
         signal.raise_signal(signal.SIGTERM)
 
 
 def end_with(parent: int) -> None:
     """Has the kernel kill this process when its parent is gone."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _prctl:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -116,14 +124,13 @@ def adopting_orphans() -> Iterator[None]:
 
     So it can still wait for all of them. Only Linux does that.
     """
-    on_linux = sys.platform.startswith("linux")
-    if on_linux:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if _prctl:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
-        if on_linux:
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0)
+        if _prctl:
+            _prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
 def descendants() -> list[psutil.Process]:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from types import FrameType
 
@@ -225,25 +226,27 @@ _own_pid = os.getpid()
 
 
 def _become_a_child() -> None:
-    """Makes a forked process one that only its parent ends, and that ends with it.
-
-    torch's agent signals a rank's whole process group, as schedulers do: DataLoader workers that
-    went at the signal would take the run with them before the ranks have saved.
-    """
+    """Has a forked process end with the one that forked it, and heed no request itself."""
     global _own_pid
     parent, _own_pid = _own_pid, os.getpid()
     if not REQUESTS._listens:
         return
     end_with(parent)
     signal.set_wakeup_fd(-1)
-    tells_sender = sys.platform.startswith("linux")
-    if tells_sender:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     for number in STOP_SIGNALS:
-        ignored = number != signal.SIGTERM
-        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    if tells_sender:
-        threading.Thread(target=_end_by, args=(parent,), daemon=True).start()
+        is_end = number == signal.SIGTERM
+        signal.signal(number, signal.SIG_DFL if is_end else signal.SIG_IGN)
+
+
+def _take_sigterm_of_parent_alone(requests: Requests) -> None:
+    """Makes a worker of this process one that nobody else ends by SIGTERM.
+
+    torch's agent signals a rank's whole process group, as schedulers do: DataLoader workers that
+    went at the signal would take the run with them before the ranks have saved.
+    """
+    if requests._listens and sys.platform.startswith("linux"):  # others do not tell who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_by(parent: int) -> None:
@@ -254,3 +257,4 @@ def _end_by(parent: int) -> None:
 
 
 os.register_at_fork(after_in_child=_become_a_child)
+register_after_fork(REQUESTS, _take_sigterm_of_parent_alone)
