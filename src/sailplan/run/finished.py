@@ -5,6 +5,7 @@ from __future__ import annotations
 from sailplan.errors import RunFileError
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.identity import changes
 from sailplan.run.state import read_state
 
 _LENGTH = ("num_train_epochs", "max_steps")
@@ -29,7 +30,8 @@ def finished(run: Run) -> str | None:
         before = Run.from_file(directory.run_file)
     except RunFileError:  # what claims the directory says so
         return None
-    if any(before.get(name) != run.get(name) for name in _LENGTH):
+    is_other = next(changes(before, run), None) is not None  # what claims the directory refuses it
+    if is_other or any(before.get(name) != run.get(name) for name in _LENGTH):
         return None
     return (
         f"the run is finished: {state.step} of {state.max_steps} steps are done, and what they "
