@@ -56,6 +56,16 @@ def quick_doubt(folder: Path, *, run: str | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def quick_latest(checkpoints: Sequence[Path]) -> Path | None:
+    """Returns the newest checkpoint of any run that is whole as far as sizes tell.
+
+    Args:
+        checkpoints: The checkpoints that are there, oldest first.
+    """
+    whole = (one for one in reversed(checkpoints) if quick_doubt(one, run=None) is None)
+    return next(whole, None)
+
+
 def _measured(folder: Path, run: str | None) -> Manifest | str:
     """Returns the manifest where all files have their sizes, else why there is a doubt."""
     try:

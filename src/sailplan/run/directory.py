@@ -22,6 +22,11 @@ _TRACES = ("trainer_state.json", "training_args.bin", "config.json", "adapter_co
 """Files that tell of weights or a run which sailplan did not start."""
 
 
+def begins_anew(run: Run) -> bool:
+    """Says whether a run is to begin anew, whatever checkpoints its directory holds."""
+    return bool(run.get("resume_from_checkpoint") == "false")  # however it was written
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory(RunPaths):
     """The files under one `output_dir`; nothing is created before `claim`.
@@ -47,9 +52,9 @@ class RunDirectory(RunPaths):
             RunFileError: There is no such folder, or with `true` no checkpoint here.
         """
         wanted = run.get("resume_from_checkpoint")
-        if wanted is None or str(wanted).lower() in ("", "false"):
+        if wanted is None or begins_anew(run):
             return None
-        if str(wanted).lower() == "true":
+        if wanted == "true":
             if not self.checkpoints():
                 raise RunFileError(f"resume_from_checkpoint: {self.path} holds no checkpoint")
             return None
@@ -64,7 +69,7 @@ class RunDirectory(RunPaths):
         Raises:
             RunFileError: As for `named_checkpoint`.
         """
-        if str(run.get("resume_from_checkpoint")).lower() == "false":
+        if begins_anew(run):
             return []
         named = self.named_checkpoint(run)
         return self.checkpoints() if named is None else [named]
@@ -189,7 +194,7 @@ class RunDirectory(RunPaths):
     def _is_resumed_by(self, run: Run) -> bool:
         """Says whether the run asks for a checkpoint in this very directory."""
         wanted = run.get("resume_from_checkpoint")
-        if wanted is None:
+        if wanted is None or begins_anew(run):
             return False
         return wanted == "true" or Path(wanted).expanduser().absolute().is_relative_to(self.path)
 

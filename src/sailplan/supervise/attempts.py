@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sailplan.checkpoint.layout import quick_latest
 from sailplan.errors import SailplanError
 from sailplan.hardware.detect import Machine
 from sailplan.hardware.memory_kills import oom_kills
@@ -40,7 +41,7 @@ from sailplan.supervise.next_plan import (
     opened,
     values,
 )
-from sailplan.supervise.report import advice, last_whole, report, where
+from sailplan.supervise.report import advice, report, where
 
 MOST_RELAUNCHES = 4
 """Launches in a row that may end for want of memory without having come further."""
@@ -89,6 +90,10 @@ class Attempts:
         """The run's."""
         return RunDirectory.of(self.asked)
 
+    @property
+    def _whole(self) -> Path | None:
+        return quick_latest(self.directory.checkpoints())
+
     def train(self, ready: Ready) -> int:
         """Launches until the run is finished, or ends for another reason; returns the exit code.
 
@@ -107,7 +112,7 @@ class Attempts:
                     replace(attempt, next_changed=dict(self.changed), next_words=following.words)
                 )
                 # A checkpoint that was named, or not wanted, is behind what has been saved since.
-                since = {"resume_from_checkpoint": None} if last_whole(self.directory) else {}
+                since = {"resume_from_checkpoint": None} if self._whole else {}
                 ready = self.prepare({**self.changed, **since})
                 for note in ready.notes:
                     print(note, flush=True)
@@ -178,7 +183,7 @@ class Attempts:
             processes=ready.launch.processes,
             on_gpu=not cpu,
             of_host=ending.of_host,
-            may_change_strategy=last_whole(self.directory) is None
+            may_change_strategy=self._whole is None
             and (not cpu or self.machine.cpu_zero.value)
             and not any(ready.run.get(name) for name in ("deepspeed", "fsdp")),
             memory_ratio=_memory_ratio(self.directory),
@@ -204,8 +209,7 @@ class Attempts:
         if wish is None and "SLURM_JOB_ID" in self.environment:
             wish = "next_plan"
         if wish == "next_plan":
-            whole = last_whole(self.directory)
-            start = f"from {whole.name}" if whole else "from the beginning"
+            start = f"from {self._whole.name}" if self._whole else "from the beginning"
             _tell(f"on_oom: goes on {start} with {found.words}")
             return True
         _tell(f"the next plan: {found.words}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from sailplan.checkpoint.layout import quick_doubt
+from sailplan.checkpoint.layout import quick_latest
 from sailplan.errors import OutputError
 from sailplan.plan.choice.explain import gib
 from sailplan.plan.measured import read_measured
@@ -90,7 +89,7 @@ def where(ending: Ending, directory: RunDirectory) -> Iterator[str]:
     if not ending.began or ending.kind in ("finished", "interrupted"):
         return
     again = shlex.join(["sailplan", "train", str(directory.path)])
-    whole = last_whole(directory)
+    whole = quick_latest(directory.checkpoints())
     if ending.kind != "stopped":  # which says so itself
         if whole is None:
             yield f"no checkpoint is whole; `{again}` begins at step 0"
@@ -100,14 +99,6 @@ def where(ending: Ending, directory: RunDirectory) -> Iterator[str]:
     if logs:
         others = f" to {logs[-1].name}" if len(logs) > 1 else ""
         yield f"logs by rank: {logs[0]}{others}"
-
-
-def last_whole(directory: RunDirectory) -> Path | None:
-    """Returns the newest checkpoint that is whole as far as names and sizes tell."""
-    return next(
-        (one for one in reversed(directory.checkpoints()) if quick_doubt(one, run=None) is None),
-        None,
-    )
 
 
 def advice(ending: Ending, name: str, flags: Sequence[str], *, on_gpu: bool) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, Literal
 
-from sailplan.checkpoint.layout import quick_doubt
+from sailplan.checkpoint.layout import quick_latest
 from sailplan.run.lock import is_held
 from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths
@@ -137,8 +137,7 @@ def look_at(directory: Path) -> RunSummary:
     step_s, eta_s = pace(series, state, now=now)
     losses = [record for record in series.records if "loss" in record]
     checkpoints = paths.checkpoints()
-    whole = (folder for folder in reversed(checkpoints) if quick_doubt(folder, run=None) is None)
-    last = next(whole, None)
+    last = quick_latest(checkpoints)
     launched = _environment(paths.environment_file)
     return RunSummary(
         path=directory,

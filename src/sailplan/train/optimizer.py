@@ -24,6 +24,11 @@ _FIELDS = {
 }
 
 
+def highest_rate(optimizer: Any) -> float:
+    """Returns the highest learning rate of an optimizer's groups; 0 where nothing moves."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
 def learning_rates(run: Run, args: SFTConfig) -> dict[str, float]:
     """Returns the learning rate of each part of a model."""
     rates = {part: run.get(field) for part, field in _FIELDS.items()}

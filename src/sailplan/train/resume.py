@@ -13,7 +13,7 @@ from sailplan.checkpoint.manifest import Manifest
 from sailplan.data.ranks import from_first_rank
 from sailplan.errors import CheckpointError
 from sailplan.run.config import Run
-from sailplan.run.directory import RunDirectory
+from sailplan.run.directory import RunDirectory, begins_anew
 from sailplan.run.identity import identity
 from sailplan.train.saving.place import Place, read_places
 from sailplan.train.say import say
@@ -33,10 +33,9 @@ def checkpoint_of(run: Run) -> Path | None:
         CheckpointError: There are some, and none is whole.
     """
     directory = RunDirectory.of(run)
-    anew = str(run.get("resume_from_checkpoint")).lower() == "false"
 
     def find() -> str | None:
-        if anew:
+        if begins_anew(run):
             _set_all_aside(directory)
             return None
         found = directory.named_checkpoint(run)

@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sailplan.errors import TrainingError
 from sailplan.model.families import family_of
 from sailplan.model.parts import base_model, find_parts
+from sailplan.train.optimizer import highest_rate
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class GradientGuard(TrainerCallback):
     ) -> None:
         """Notes the learning rate of the coming step: DeepSpeed moves it on within the step."""
         if self._handles:
-            self._learning_rate = max(float(group["lr"]) for group in optimizer.param_groups)
+            self._learning_rate = highest_rate(optimizer)
             self._step_flags.zero_()
             self._step_images.zero_()
 

@@ -25,6 +25,7 @@ from sailplan.errors import CheckpointError, SailplanError, TrainingError
 from sailplan.progress import waiting
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.train.optimizer import highest_rate
 from sailplan.train.phase import PHASE
 from sailplan.train.saving.describe import manifest_of
 from sailplan.train.saving.place import Place
@@ -79,7 +80,7 @@ class Saver(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Notes the learning rate of the coming step: DeepSpeed moves it on within the step."""
-        self._learning_rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        self._learning_rate = highest_rate(optimizer)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
