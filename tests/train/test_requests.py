@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -167,9 +169,9 @@ print(ranks[1].wait(), flush=True)
 """
 
 
-def test_rank_whose_neighbour_has_died_ends_at_the_signal_of_the_agent() -> None:
-    """In training it would go on to its next vote, which never comes."""
-    code = SCRIPT.format(body=f"{TRAIN}; {WAIT}")
+@contextmanager
+def two_ranks(code: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts a launcher of two ranks that run a program, and waits until both are ready."""
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, code, code],
         stdin=subprocess.PIPE,
@@ -177,6 +179,13 @@ def test_rank_whose_neighbour_has_died_ends_at_the_signal_of_the_agent() -> None
         text=True,
     ) as launcher:
         assert {line(launcher), line(launcher)} == {"ready"}
+        yield launcher
+
+
+def test_rank_whose_neighbour_has_died_ends_at_the_signal_of_the_agent() -> None:
+    """In training it would go on to its next vote, which never comes."""
+    code = SCRIPT.format(body=f"{TRAIN}; {WAIT}")
+    with two_ranks(code) as launcher:
         assert launcher.stdin is not None
         launcher.stdin.write("\n")
         launcher.stdin.flush()
@@ -185,13 +194,7 @@ def test_rank_whose_neighbour_has_died_ends_at_the_signal_of_the_agent() -> None
 
 def test_rank_whose_launcher_is_killed_is_told_and_ends_in_time() -> None:
     code = SCRIPT.format(body=f"requests.ORPHAN_GRACE_S = 1.0; {TRAIN}; {WAIT}")
-    with subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, code, code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as launcher:
-        assert {line(launcher), line(launcher)} == {"ready"}
+    with two_ranks(code) as launcher:
         launcher.kill()
         assert launcher.stdout is not None
         assert launcher.stdout.read() == "its launcher is gone\n" * 2  # to the end of both
