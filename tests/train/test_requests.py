@@ -25,7 +25,7 @@ from sailplan.train.requests import REQUESTS
 with report_errors(), REQUESTS.heard():
     {body}
 """
-WAIT = "print('ready', flush=True); time.sleep(100)"
+WAIT = "os.write(1, b'ready\\n'); time.sleep(100)"  # one write: two ranks share the pipe
 TRAIN = "REQUESTS.begin(lambda cause: os.write(1, f'{cause}\\n'.encode()))"
 
 
