@@ -23,6 +23,8 @@ VERBS = {
     "inspect": "Shows what a run trains on, token by token, and what is wrong with its data.",
     "doctor": "Checks the machine, or what a run needs of it, and says what to do.",
     "demo": "Does the whole loop on any machine: draws data, trains a small model, compares.",
+    "compare": "Has base and tuned model answer held-out rows, and says which is better.",
+    "report": "Writes one page of a run: its curves, what it took, and base against tuned.",
     "merge": "Makes one Hugging Face model of a sharded checkpoint or an adapter.",
     "recover-adapter": "Gets the adapter out of a sharded checkpoint whose adapter file is empty.",
     "export": "Writes a model in another form: Meta's layout, quantised, or in smaller files.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sailplan.errors import OutputError, RunFileError
 from sailplan.plan.make import Corrections
 from sailplan.plan.record import Card, Plan, read_plan
-from sailplan.plan.store import from_json, to_json
+from sailplan.records import from_json, to_json
 from sailplan.run.directory import RunDirectory
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from sailplan.plan.choice.choose import Change
 from sailplan.plan.cost.host import Disk, Host
 from sailplan.plan.cost.steps import Steps
 from sailplan.plan.facts.data import DataFacts
-from sailplan.plan.store import from_json, to_json
+from sailplan.records import from_json, to_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from sailplan import files
 from sailplan.errors import RunFileError
 from sailplan.run import sanity
 from sailplan.run.accelerate_flags import accelerate_flags
-from sailplan.run.blocks import LaunchBlock, SlurmBlock, build_block
+from sailplan.run.blocks import GenerationBlock, LaunchBlock, SlurmBlock, build_block
 from sailplan.run.fields import Field, FieldType, field_table, package_folder
 from sailplan.run.legacy import legacy_names, translate
 from sailplan.run.method import AUTO, MICRO_BATCH, settle
@@ -20,7 +20,7 @@ from sailplan.run.overrides import read_flags
 from sailplan.run.values import Entry, Raw, Scalar, coerce, shown
 from sailplan.run.yaml_file import read_entries
 
-_BLOCKS = ("launch", "slurm")
+_BLOCKS = ("launch", "slurm", "generation")
 _KEYS = ("env", "accelerate_config", *_BLOCKS)
 """Keys beside the fields."""
 
@@ -96,6 +96,7 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
         "explicit": parts.explicit,
         "launch": build_block(LaunchBlock, parts.blocks["launch"], "launch"),
         "slurm": build_block(SlurmBlock, parts.blocks["slurm"], "slurm"),
+        "generation": build_block(GenerationBlock, parts.blocks["generation"], "generation"),
         "env": parts.env,
         "accelerate": parts.accelerate,
         "notes": tuple(parts.notes),

@@ -1,4 +1,4 @@
-"""The two blocks of a run file that only the launcher reads: `launch:` and `slurm:`."""
+"""The blocks of a run file that training does not read: `launch:`, `slurm:`, `generation:`."""
 
 from __future__ import annotations
 
@@ -54,16 +54,30 @@ class SlurmBlock(_Block):
     exclude: OneLine | None = None
 
 
-B = TypeVar("B", LaunchBlock, SlurmBlock)
+class GenerationBlock(_Block):
+    """How `sailplan compare` lets models answer."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an answer."""
+    temperature: float = Field(default=0.8, ge=0)
+    """Divides the logits; 0 always takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Samples from the fewest tokens that together are this likely."""
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=8, ge=1)
+    """Rows answered together on one rank."""
+
+
+B = TypeVar("B", LaunchBlock, SlurmBlock, GenerationBlock)
 
 
 def build_block(block: type[B], written: dict[str, tuple[Raw, str]], name: str) -> B:
     """Returns a block from its settings.
 
     Args:
-        block: `LaunchBlock` or `SlurmBlock`.
+        block: `LaunchBlock`, `SlurmBlock` or `GenerationBlock`.
         written: Each setting as written, and where.
-        name: `launch` or `slurm`.
+        name: `launch`, `slurm` or `generation`.
 
     Raises:
         RunFileError: A setting is unknown or does not fit.

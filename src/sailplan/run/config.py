@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sailplan.errors import RunFileError
 from sailplan.hub.repository import Repository
 from sailplan.run import assemble, method, sanity, saved
-from sailplan.run.blocks import LaunchBlock, SlurmBlock
+from sailplan.run.blocks import GenerationBlock, LaunchBlock, SlurmBlock
 from sailplan.run.fields import field_table
 from sailplan.run.help import script_help
 
@@ -38,6 +38,7 @@ class Run:
     """Today's field name to typed value, of what was written and nothing else."""
     launch: LaunchBlock = dataclasses.field(default_factory=LaunchBlock)
     slurm: SlurmBlock = dataclasses.field(default_factory=SlurmBlock)
+    generation: GenerationBlock = dataclasses.field(default_factory=GenerationBlock)
     env: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     """Environment variables for the ranks: `env:`, and what old names became. May hold secrets."""
     accelerate: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -167,7 +168,7 @@ class Run:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the run as a run file holds it, without secrets, local paths made absolute."""
-        return {**self._flat(), **saved.blocks(self.launch, self.slurm)}
+        return {**self._flat(), **saved.blocks(self.launch, self.slurm, self.generation)}
 
     def run_yaml(self) -> str:
         """Returns the text of a run file from which alone the run can be launched again."""

@@ -9,6 +9,16 @@ from pathlib import Path
 from typing import Any
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoingOn:
+    """One place where a launch went on with training."""
+
+    step: int
+    """The optimizer step it went on from."""
+    reached: int
+    """The last step logged before; what lies between was given up, and done again."""
+
+
 @dataclass(slots=True)
 class Series:
     """The records of a metrics file in the order of their steps, a line at a time.
@@ -20,6 +30,8 @@ class Series:
 
     records: list[dict[str, Any]] = field(default_factory=list)
     """What counts of the lines so far."""
+    going_on: list[GoingOn] = field(default_factory=list)
+    """Where launches after the first went on, in their order."""
     resumed: dict[str, Any] | None = None
     """The record of where the last launch went on; None for a first launch."""
     num_earlier: int = 0
@@ -34,6 +46,8 @@ class Series:
         if not isinstance(record, dict) or type(record.get("step")) is not int:
             return None
         if record.get("resumed"):
+            reached = max((old["step"] for old in self.records), default=0)
+            self.going_on.append(GoingOn(step=record["step"], reached=reached))
             self.records = [old for old in self.records if old["step"] <= record["step"]]
             self.resumed, self.num_earlier = record, len(self.records)
         else:
@@ -46,12 +60,21 @@ class Series:
         return self.records[self.num_earlier :]
 
 
+def read_series(path: Path) -> Series:
+    """Returns what a run's metrics file holds; nothing where there is no such file."""
+    series = Series()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return series
+    for line in lines:
+        series.add(line)
+    return series
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the records of a run's metrics file, in the order of their steps; see `Series`."""
-    series = Series()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        series.add(line)
-    return series.records
+    return read_series(path).records
 
 
 def append_metrics(path: Path, record: dict[str, Any]) -> None:

@@ -76,6 +76,26 @@ class RunPaths:
         return self.path / "generations.jsonl"
 
     @property
+    def data_file(self) -> Path:
+        """What the run trains on and is evaluated on, in numbers."""
+        return self.path / "data.json"
+
+    @property
+    def comparisons(self) -> Path:
+        """What models answered to held-out rows, and how they scored."""
+        return self.path / "compare"
+
+    @property
+    def comparison_file(self) -> Path:
+        """The last comparison, whole: rows, answers, scores."""
+        return self.comparisons / "comparison.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The page that shows it all."""
+        return self.path / "report.html"
+
+    @property
     def state_file(self) -> Path:
         """How the run stands: running, stopped, finished or failed, and why."""
         return self.path / "state.json"

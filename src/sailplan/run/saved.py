@@ -59,7 +59,7 @@ def environment(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def blocks(*models: BaseModel) -> dict[str, Any]:
-    """Returns the launcher's blocks, what was written of them."""
+    """Returns the blocks, what was written of them."""
     written = {
         type(model).__name__.removesuffix("Block").lower(): model.model_dump(exclude_unset=True)
         for model in models

@@ -1,0 +1,1 @@
+"""A run as one page, as pictures, and as numbers."""
