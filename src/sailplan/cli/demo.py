@@ -22,7 +22,7 @@ def demo(
     under DeepSpeed ZeRO-3 on two processes, then taught another style by QLoRA on one.
     """
     from sailplan.demo.run import run_demo
-    from sailplan.train.say import calm_libraries
+    from sailplan.imports import calm_libraries
 
     calm_libraries()
     if output is not None:

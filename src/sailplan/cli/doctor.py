@@ -35,7 +35,7 @@ def doctor(
 
     Ends with exit code 5 where anything is wrong.
     """
-    from sailplan.cli.train import find_run_file
+    from sailplan.cli.run_files import find_run_file
     from sailplan.errors import HardwareError, RunFileError
     from sailplan.preflight.doctor import CHECKS, examine
     from sailplan.preflight.finding import Subject

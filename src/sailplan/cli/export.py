@@ -34,7 +34,7 @@ def export(
     wanted = None if dtype == "auto" else dtype
     most = parse_bytes("--max-shard-size", max_shard_size)
 
-    from sailplan.train.say import calm_libraries
+    from sailplan.imports import calm_libraries
 
     calm_libraries()
     if kind == "hf":

@@ -45,7 +45,7 @@ def generate(
     """Asks a base or tuned model one question about images."""
     from sailplan.evaluate import generate as room
     from sailplan.evaluate.speaker import load_speaker
-    from sailplan.train.say import calm_libraries
+    from sailplan.imports import calm_libraries
 
     question = _question(prompt, image or [], system)
     print(f"loading {model}", file=sys.stderr)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from sailplan.cli.train import CONTEXT_SETTINGS as CONTEXT_SETTINGS
-from sailplan.cli.train import find_run_file
+from sailplan.cli.run_files import CONTEXT_SETTINGS as CONTEXT_SETTINGS
+from sailplan.cli.run_files import find_run_file
 
 
 def inspect(
@@ -49,7 +49,7 @@ def inspect(
     check(wanted)
     os.environ.update(wanted.environment())
     with quick_imports():
-        from sailplan.train.say import calm_libraries
+        from sailplan.imports import calm_libraries
 
         calm_libraries()
         from sailplan.inspect.findings import exit_code

@@ -87,8 +87,8 @@ def merge(
     max_shard_bytes = parse_bytes("--max-shard-size", max_shard_size)
 
     from sailplan.cli.tables import show_plan, write_and_tell
+    from sailplan.imports import calm_libraries
     from sailplan.merge.job import Options, prepare
-    from sailplan.train.say import calm_libraries
 
     calm_libraries()
     options = Options(

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from sailplan.cli.train import CONTEXT_SETTINGS as CONTEXT_SETTINGS
-from sailplan.cli.train import find_run_file
+from sailplan.cli.run_files import CONTEXT_SETTINGS as CONTEXT_SETTINGS
+from sailplan.cli.run_files import find_run_file
 
 
 def plan(
@@ -44,13 +44,13 @@ def plan(
 
     from sailplan.cli.plan_tables import show
     from sailplan.hardware.detect import detect
+    from sailplan.imports import calm_libraries
     from sailplan.launcher.planned import asked_strategy
     from sailplan.plan.facts.card import card_of
     from sailplan.plan.measured import corrections_of
     from sailplan.plan.of_run import plan_of
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
-    from sailplan.train.say import calm_libraries
 
     calm_libraries()
     asked = {"gpu": gpu, "gpus_per_node": gpus_per_node, "nodes": nodes}

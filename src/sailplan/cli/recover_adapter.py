@@ -31,8 +31,8 @@ def recover_adapter(
     check_choice("--dtype", dtype, DTYPES)
 
     from sailplan.cli.tables import write_and_tell
+    from sailplan.imports import calm_libraries
     from sailplan.merge.job import prepare_adapter
-    from sailplan.train.say import calm_libraries
 
     calm_libraries()
     job = prepare_adapter(path, None if dtype == "auto" else dtype)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sailplan.cli.train import CONTEXT_SETTINGS as CONTEXT_SETTINGS
-from sailplan.cli.train import find_run_file
+from sailplan.cli.run_files import CONTEXT_SETTINGS as CONTEXT_SETTINGS
+from sailplan.cli.run_files import find_run_file
 
 
 def watch(

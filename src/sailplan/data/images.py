@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import xxhash
 from PIL import Image
 
 from sailplan.data import archives, foreign, pixels
@@ -100,6 +101,24 @@ class ImageOpener:
             if stored is None:
                 return pixels.of_image(_upright(image, _label(reference)))
             return pixels.turned(stored, orientation)
+
+    def identity(self, reference: ImageReference, entry: int = 0) -> str:
+        """Returns what tells an image from others, without decoding it: a hash of its bytes.
+
+        Of a file it is its path, size and time: whoever changes it leaves another.
+
+        Args:
+            reference: The image.
+            entry: The entry of the data that it is from.
+
+        Raises:
+            DataError: The image is missing or not allowed.
+        """
+        source = self._source(reference, entry)
+        if isinstance(source, Path):
+            status = source.stat()
+            return f"{source} {status.st_size} {status.st_mtime_ns}"
+        return xxhash.xxh3_128_hexdigest(source.getbuffer())
 
     def _header(self, reference: ImageReference, entry: int) -> Image.Image:
         label = _label(reference)

@@ -70,22 +70,8 @@ def prepare(
     for name, raw in (("train", rows.train), ("eval", rows.eval)):
         if raw is None or isinstance(raw, Stream):
             continue
-        encoded = encoded_rows(
-            raw,
-            rows.numbers[name],
-            _row_encoder(name, rows, format, encoder, opener),
-            workers=run.get("dataset_num_proc"),
-            speaks=state.is_local_main_process,
-        )
-        if crosses and state.num_processes > 1:
-            _refuse_mixed(name, encoded, encoder.family.name)
-        if name == "train":
-            notes.append(what_is_trained(_methods(encoded), encoder))
-        encoded, dropped = within_length(
-            name, encoded, encoder.max_length, run.get("over_length"), rows
-        )
-        notes += dropped
-        splits[name] = as_arrays(encoded, _origins(name, raw, rows, format.image_fields))
+        splits[name], told = encode_split(name, run, rows, format, encoder, opener)
+        notes += told
     wait_for_ranks()
     if isinstance(rows.train, Stream):
         one = StreamedRow(
@@ -99,6 +85,45 @@ def prepare(
         )
         return Prepared(train=train, eval=splits.get("eval"), notes=(*notes, _STREAMED))
     return Prepared(train=splits["train"], eval=splits.get("eval"), notes=tuple(notes))
+
+
+def encode_split(
+    name: str, run: Any, rows: Rows, format: Format, encoder: Encoder, opener: ImageOpener
+) -> tuple[datasets.Dataset, list[str]]:
+    """Encodes one split, and drops what is too long.
+
+    Args:
+        name: `train` or `eval`; its rows are read whole, not streamed.
+        run: The run.
+        rows: Its rows.
+        format: How they become samples.
+        encoder: Encodes them.
+        opener: Opens their images.
+
+    Returns:
+        The rows as `Prepared` has them, and what to tell of them.
+
+    Raises:
+        DataError: As for `prepare`.
+        OutputError: The cache cannot be written.
+    """
+    state = PartialState()
+    raw = rows.train if name == "train" else rows.eval
+    encoded = encoded_rows(
+        raw,
+        rows.numbers[name],
+        _row_encoder(name, rows, format, encoder, opener),
+        workers=run.get("dataset_num_proc"),
+        speaks=state.is_local_main_process,
+    )
+    if encoder.family.cross_attention and state.num_processes > 1:
+        _refuse_mixed(name, encoded, encoder.family.name)
+    trained = [what_is_trained(_methods(encoded), encoder)] if name == "train" else []
+    encoded, dropped = within_length(
+        name, encoded, encoder.max_length, run.get("over_length"), rows
+    )
+    arrays = as_arrays(encoded, _origins(name, raw, rows, format.image_fields))
+    return arrays, [*trained, *dropped]
 
 
 _STREAMED = "rows are read and encoded while training; what is wrong with one shows then"

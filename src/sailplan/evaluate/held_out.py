@@ -1,17 +1,22 @@
-"""Held-out rows as questions to a model, with the answers that stand in the data."""
+"""Rows of the data as questions to a model, with the answers that stand in the data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from sailplan.data.mixture import entry_of, place
-from sailplan.data.sample import Message, Sample
+from sailplan.data.sample import ImageReference, Message, Sample
 from sailplan.errors import DataError
 from sailplan.evaluate.generate import Question
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sailplan.data.formats import Format
     from sailplan.data.images import ImageOpener
     from sailplan.data.sources import Rows
@@ -19,42 +24,88 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A held-out row as a question."""
+    """A row as a question; its images are opened when it is asked."""
 
     place: str
     """Where a user finds the row."""
-    question: Question
-    """What the model is asked, images opened."""
     prompt: str
     """The question's own words, images as `<image>`."""
     answer: str
     """The answer in the data."""
+    messages: Sequence[Message] = ()
+    """The turns before the answer, of a chat."""
+    text: str = ""
+    """In place of messages: the text before the answer."""
+    references: tuple[ImageReference, ...] = ()
+    """The images of the messages."""
+    entry: int
+    """The entry of the data that it is from."""
+    opener: ImageOpener
+    """Opens them."""
+
+    @property
+    def question(self) -> Question:
+        """What the model is asked, images opened.
+
+        Raises:
+            DataError: An image cannot be opened; the row is named.
+        """
+        return Question(messages=self.messages, text=self.text, images=self.images())
+
+    def images(self) -> tuple[Image.Image, ...]:
+        """Opens the images, RGB.
+
+        Raises:
+            DataError: One cannot be opened; the row is named.
+        """
+        try:
+            return tuple(self.opener.open(one, self.entry) for one in self.references)
+        except DataError as error:
+            raise DataError(f"{self.place}: {error}") from error
+
+    def identity(self) -> str:
+        """Returns what tells this question from others: a hash of its words and images.
+
+        Raises:
+            DataError: An image is missing.
+        """
+        try:
+            images = [self.opener.identity(one, self.entry) for one in self.references]
+        except DataError as error:
+            raise DataError(f"{self.place}: {error}") from error
+        parts = json.dumps([self.messages, self.text, images], default=str)
+        return xxhash.xxh3_128_hexdigest(parts.encode(errors="surrogatepass"))
 
 
 def held_out_questions(
-    rows: Rows, format: Format, opener: ImageOpener, indices: Iterable[int]
+    rows: Rows,
+    format: Format,
+    opener: ImageOpener,
+    indices: Iterable[int],
+    *,
+    split: str = "eval",
 ) -> list[Asked]:
-    """Returns held-out rows as questions: all that stands before the last answer.
+    """Returns rows as questions: all that stands before the last answer.
 
     Args:
         rows: The run's rows.
         format: How they become samples.
         opener: Opens their images.
-        indices: Which of the held-out rows.
+        indices: Which rows of the split.
+        split: `eval` or `train`, which must not be streamed.
 
     Raises:
         DataError: A row is wrong, named by its number.
     """
+    raw: Any = (rows.train if split == "train" else rows.eval) or ()
     asked: list[Asked] = []
-    held_out = rows.eval or []
     for index in indices:
-        number = rows.numbers["eval"][index]
+        number = rows.numbers[split][index]
         entry, where = entry_of(rows.entries, number), place(rows.entries, number)
         try:
-            sample = format.sample(held_out[index])
-            asked.append(_asked(sample, opener, entry, where))
+            asked.append(_asked(format.sample(raw[index]), opener, entry, where))
         except DataError as error:
-            raise DataError(f"eval {where}: {error}") from error
+            raise DataError(f"{split} {where}: {error}") from error
     return asked
 
 
@@ -62,17 +113,23 @@ def _asked(sample: Sample, opener: ImageOpener, entry: int, where: str) -> Asked
     if sample["segments"]:
         prompt = "".join(part["text"] for part in sample["segments"] if not part["trained"])
         answer = "".join(part["text"] for part in sample["segments"] if part["trained"])
-        return Asked(place=where, question=Question(text=prompt), prompt=prompt, answer=answer)
+        return Asked(
+            place=where, prompt=prompt, answer=answer, text=prompt, entry=entry, opener=opener
+        )
     messages = sample["messages"]
-    last = max(index for index, turn in enumerate(messages) if turn["role"] == "assistant")
-    before = messages[:last]
+    answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not answers:
+        raise DataError("it has no answer of an assistant")
+    before = messages[: answers[-1]]
     count = sum(part["type"] == "image" for turn in before for part in turn["content"])
-    images = tuple(opener.open(reference, entry) for reference in sample["images"][:count])
     return Asked(
         place=where,
-        question=Question(messages=before, images=images),
         prompt="\n".join(_text(turn) for turn in before),
-        answer=_text(messages[last]),
+        answer=_text(messages[answers[-1]]),
+        messages=before,
+        references=tuple(sample["images"][:count]),
+        entry=entry,
+        opener=opener,
     )
 
 

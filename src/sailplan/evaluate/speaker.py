@@ -91,7 +91,7 @@ def load_speaker(
     if load_in_4bit:
         flags += ["--load_in_4bit", "true", "--use_peft", "true"]
     if adapter is not None:
-        _check_adapter(Path(adapter).expanduser())
+        _check_adapter(Path(adapter).expanduser())  # before the model is loaded
         if (Path(adapter).expanduser() / "tokenizer_config.json").is_file():
             # It was tuned with this chat template and these image sizes.
             flags += ["--processor_name_or_path", adapter]
@@ -99,7 +99,7 @@ def load_speaker(
     processor, model = load_processor(run), load_model(run)
     if adapter is None:
         return Speaker.of(model, processor)
-    return Speaker.of(_with_adapter(model, Path(adapter).expanduser()), processor)
+    return Speaker.of(put_on(model, Path(adapter).expanduser()), processor)
 
 
 def end_answers(model: Any, processor: Any, *, chat: bool) -> None:
@@ -162,10 +162,16 @@ def _base_model(adapter: Path) -> str:
         ) from None
 
 
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+def put_on(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Returns the model with an adapter on top; `unload` of it takes the adapter off again.
+
+    Raises:
+        ModelError: The adapter is missing, broken, or does not fit the model.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    _check_adapter(adapter)
     try:
         with warnings.catch_warnings():
             # Of missing tensors, which are an error below: they would be random.

@@ -71,6 +71,15 @@ def divide(run: Run, machine: Machine) -> Division:
     )
 
 
+def ranks_alone(run: Run, machine: Machine) -> int:
+    """Returns how many ranks work side by side where none needs another: one per GPU, or as asked.
+
+    Raises:
+        HardwareError: More are asked for than there are GPUs.
+    """
+    return _processes(run, machine, on_cpu=on_cpu(run, machine))[0]
+
+
 def on_cpu(run: Run, machine: Machine) -> bool:
     """Says whether a run trains on the CPU: asked to, or for want of a GPU."""
     return _cpu_is_asked(run) or not machine.gpus.value

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from sailplan.run.config import Run
 
 _AMPERE = (8, 0)
@@ -94,3 +96,13 @@ def fit(written: Mapping[str, Any], device: Device) -> tuple[dict[str, Any], lis
             how = "; write bf16: true to use it" if device.bf16 else ""
             notes.append(f"bf16: TRL's default is off on {device.name}{how}")
     return changes, notes
+
+
+def mixed_precision(run: Run) -> torch.dtype | None:
+    """Returns what a run computes in where its weights are float32; None for float32 itself."""
+    import torch
+
+    flags = {**run.explicit, **fit_to_device(run)[0]}
+    if flags.get("fp16"):
+        return torch.float16
+    return torch.bfloat16 if flags.get("bf16", True) else None  # TRL's default

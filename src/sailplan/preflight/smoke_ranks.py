@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sailplan.errors import HardwareError
-from sailplan.imports import quick_imports
+from sailplan.imports import calm_libraries, quick_imports
 from sailplan.run.config import Run
 from sailplan.train.errors import leave, report_errors
-from sailplan.train.say import calm_libraries
 
 WIDTH, BATCH, STEPS = 64, 8, 5
 REDUCED_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}

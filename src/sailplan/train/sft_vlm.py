@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sailplan.imports import quick_imports
+from sailplan.imports import calm_libraries, quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.finished import finished
@@ -23,7 +23,7 @@ from sailplan.run.state import ended
 from sailplan.train.continued import settled
 from sailplan.train.errors import leave, report_errors
 from sailplan.train.requests import REQUESTS
-from sailplan.train.say import calm_libraries, say
+from sailplan.train.say import say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
