@@ -63,10 +63,10 @@ def measure(folder: Path, vocabulary: int, repetitions: int) -> dict[str, list[f
     from sailplan.data.collator import Collator
     from sailplan.data.conversations import Messages
     from sailplan.data.images import ImageOpener
+    from sailplan.data.loss_inputs import LossInputs
     from sailplan.model.families import family_of
     from sailplan.model.packed_attention import attend_by_segment
     from sailplan.model.positions import Positions
-    from sailplan.train.loss_inputs import LossInputs
     from sailplan.train.trainer import Trainer
     from tests.support.batches import training_arguments
     from tests.support.tiny import build_processor

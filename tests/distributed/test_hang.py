@@ -68,7 +68,7 @@ FAULTS = {
     "sleeps": (
         {"what": "sleep_in_collator"},
         "rank 1 hung: waiting for data for {s} s in step 4, in support/plant/faults.py:{line} in "
-        "sleep, called from sailplan/train/loss_inputs.py:{line} in __call__; rank 0 waits in "
+        "sleep, called from sailplan/data/loss_inputs.py:{line} in __call__; rank 0 waits in "
         "all_gather of",
     ),
     "left out": (

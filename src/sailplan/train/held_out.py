@@ -15,9 +15,9 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from sailplan.data.loss_inputs import Taken, take_out
+from sailplan.model.head import HeadPositions
 from sailplan.train.evaluation import METRICS
-from sailplan.train.head import HeadPositions
-from sailplan.train.loss_inputs import Taken, take_out
 from sailplan.train.phase import PHASE
 
 

@@ -21,6 +21,7 @@ from sailplan.data.balance import Work
 from sailplan.data.batch_rows import ROWS, BatchRows, NamingCollator, take_rows
 from sailplan.data.collator import Collator
 from sailplan.data.counts import COUNTS, CountingCollator
+from sailplan.data.loss_inputs import LossInputs, take_out
 from sailplan.data.ranks import wait_for_ranks
 from sailplan.data.sampler import Samples, StepSampler
 from sailplan.data.streaming import EncodedStream
@@ -32,7 +33,6 @@ from sailplan.train.guards.bad_rows import refuse_broken
 from sailplan.train.guards.loss import LossGuard
 from sailplan.train.held_out import HeldOutTrainer
 from sailplan.train.loading import LoadingTrainer
-from sailplan.train.loss_inputs import LossInputs, take_out
 from sailplan.train.phase import PHASE
 from sailplan.train.requests import Requests
 from sailplan.train.resume import Resumption

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sailplan.data.loss_inputs import LossInputs
 from sailplan.data.own_ids import check_samples
 from sailplan.errors import DataError
 from sailplan.model.packed_attention import SEGMENTS, attend_by_mask
 from sailplan.model.parts import base_model
-from sailplan.train.loss_inputs import LossInputs
 from sailplan.train.phase import PHASE
 from sailplan.train.say import say
 

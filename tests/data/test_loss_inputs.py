@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sailplan.data.labels import UNTRAINED
-from sailplan.train.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
+from sailplan.data.loss_inputs import HEAD_POSITIONS, LABEL_ROWS, NUM_ROWS, LossInputs
 
 X = UNTRAINED
 SAMPLES = [[X, 5, 6], [X, X], [X, X, 7, 8, X]]

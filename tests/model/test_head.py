@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from sailplan.data.labels import UNTRAINED
-from sailplan.train.head import HeadPositions
+from sailplan.model.head import HeadPositions
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
