@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from sailplan.run.config import Run
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+_OF_ADAPTER = re.compile(r"(\.modules_to_save)?\.default(?=\.|$)")
+"""What PEFT's files leave out of the names of an adapter's parameters."""
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -188,4 +192,23 @@ def put_on(model: PreTrainedModel, adapter: Path) -> PeftModel:
             f"adapter {adapter} lacks {len(missing)} tensors, such as {min(missing)}",
             todo="name the model that it was trained on, or save it again",
         )
+    if getattr(model, "is_quantized", False):
+        _compute_as_trained(tuned, adapter)
     return tuned
+
+
+def _compute_as_trained(tuned: PeftModel, adapter: Path) -> None:
+    """Casts an adapter's weights to the dtypes that they are saved in.
+
+    On a quantised model TRL trains them in bfloat16. PEFT loads them in float32, in which the loss
+    is not that of the run's own evaluations.
+    """
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+        halves = {name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"}  # noqa: SIM118
+    for name, parameter in tuned.named_parameters():
+        saved_name = _OF_ADAPTER.sub("", name)
+        if saved_name != name and saved_name in halves:
+            parameter.data = parameter.data.to(torch.bfloat16)
