@@ -22,7 +22,7 @@ from sailplan.errors import ModelError
 from sailplan.model.attention import FLASH, choose_attention
 from sailplan.model.folder import explain
 from sailplan.model.pixels import within_budget
-from sailplan.model.precision import find_device, fit_to_device
+from sailplan.model.precision import find_device, mixed_precision
 from sailplan.model.source import load_config, model_name, source_options
 from sailplan.model.vocabulary import resize_embeddings
 
@@ -164,14 +164,11 @@ def _dtype(run: Run, config: PretrainedConfig) -> torch.dtype:
 
 def _attention(run: Run, model_class: type[PreTrainedModel], dtype: torch.dtype) -> tuple[str, str]:
     device = find_device(use_cpu=bool(run.get("use_cpu")))
-    flags = {**run.explicit, **fit_to_device(run, device)[0]}
-    # TRL trains in bf16 where neither precision is written.
-    mixed = bool(flags.get("fp16") or flags.get("bf16", True))
     return choose_attention(
         run.get("attn_implementation"),
         model_class=model_class,
         device=device,
-        half_precision=mixed or dtype.itemsize == 2,
+        half_precision=mixed_precision(run, device) is not None or dtype.itemsize == 2,
     )
 
 

@@ -98,11 +98,17 @@ def fit(written: Mapping[str, Any], device: Device) -> tuple[dict[str, Any], lis
     return changes, notes
 
 
-def mixed_precision(run: Run) -> torch.dtype | None:
-    """Returns what a run computes in where its weights are float32; None for float32 itself."""
+def mixed_precision(run: Run, device: Device | None = None) -> torch.dtype | None:
+    """Returns what the run's mixed precision computes in, None where it has none.
+
+    Args:
+        run: The run.
+        device: The device; found where not given.
+    """
     import torch
 
-    flags = {**run.explicit, **fit_to_device(run)[0]}
+    flags = {**run.explicit, **fit_to_device(run, device)[0]}
     if flags.get("fp16"):
         return torch.float16
-    return torch.bfloat16 if flags.get("bf16", True) else None  # TRL's default
+    # TRL trains in bf16 where neither precision is written.
+    return None if flags.get("bf16") is False else torch.bfloat16
