@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 from sailplan.data.labels import UNTRAINED
-from sailplan.model.head import HeadPositions
+from sailplan.model.head import HeadPositions, label_losses
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -59,3 +66,66 @@ def test_head_is_computed_everywhere_again_after_an_error(
         model(input_ids=ids)
 
     assert model(input_ids=ids).logits.shape[:2] == (1, 9)
+
+
+WIDE = {
+    "vocab_size": 1000,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**WIDE),
+        Gemma2Config(**WIDE, head_dim=16, final_logit_softcapping=0.5),
+        GraniteConfig(**WIDE, logits_scaling=8.0),
+        CohereConfig(**WIDE, logit_scale=0.25),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("most_logits", [1, 3000, 2**26])
+def test_losses_in_pieces_are_those_of_the_models_own_logits(
+    config: PretrainedConfig, most_logits: int
+) -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(5, 1000, (2, 9))
+    positions = torch.tensor([1, 2, 5, 9, 10, 16])
+    labels = ids.flatten()[positions + 1]
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, out: sizes.append(out.numel()))
+    depths: list[int] = []
+    model.model.layers[0].register_forward_hook(lambda *_: depths.append(1))
+
+    with torch.no_grad():
+        losses, firsts = label_losses(
+            model, {"input_ids": ids}, positions, labels, most_logits=most_logits
+        )
+    made, computed = list(sizes), list(depths)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits.flatten(0, 1)[positions].float()
+
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(losses, expected)
+    assert firsts.equal(logits.argmax(-1) == labels)
+    assert max(made) <= max(most_logits, 1000)
+    assert sum(made) == 6 * 1000
+    assert len(computed) == 1
+
+
+def test_model_is_itself_again_after_losses_that_failed(
+    tiny_model: Callable[[str], Path],
+) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    ids = torch.randint(5, 200, (1, 9))
+    before = model(input_ids=ids).logits
+
+    with pytest.raises(IndexError):
+        label_losses(model, {"input_ids": ids}, torch.tensor([99]), torch.tensor([7]))
+
+    assert model(input_ids=ids).logits.equal(before)

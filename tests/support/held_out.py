@@ -1,10 +1,11 @@
-"""The held-out loss of a finished run, by the plainest of loops: one row at a time, one process."""
+"""The held-out rows of a finished run, and its loss on them by the plainest of loops."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import torch
 
 from sailplan.data.collator import Collator
@@ -32,14 +33,9 @@ class Loss(NamedTuple):
 
 
 def plain_loss(output_dir: Path) -> Loss:
-    """Computes the loss of what a run saved on its held-out rows, from the full logits."""
+    """Computes the loss of what a run saved: one row at a time, one process, from full logits."""
     run = Run.from_file(output_dir / "train.yaml")
-    processor, family = load_processor(run), family_of(load_config(run))
-    rows = load_rows(run)
-    format, opener = resolve_format(run, rows), image_opener(run, rows)
-    held_out = prepare(run, rows, format, Encoder.of(run, processor, family), opener).eval
-    assert held_out is not None
-    collator = Collator(processor, family, format, opener)
+    held_out, collator = encoded_rows(run)
     saved = Run(explicit={**run.explicit, "model_name_or_path": str(output_dir)})
     model = load_model(saved).eval().float()
     sums = []
@@ -55,3 +51,13 @@ def plain_loss(output_dir: Path) -> Loss:
     loss, right, tokens = map(sum, zip(*sums, strict=True))
     means = [row_loss / count for row_loss, _, count in sums]
     return Loss(loss / tokens, right / tokens, sum(means) / len(means))
+
+
+def encoded_rows(run: Run) -> tuple[datasets.Dataset, Collator]:
+    """Returns the encoded held-out rows of a run, and what pads them."""
+    processor, family = load_processor(run), family_of(load_config(run))
+    rows = load_rows(run)
+    format, opener = resolve_format(run, rows), image_opener(run, rows)
+    held_out = prepare(run, rows, format, Encoder.of(run, processor, family), opener).eval
+    assert held_out is not None
+    return held_out, Collator(processor, family, format, opener)
