@@ -6,28 +6,19 @@ to itself besides (its content security policy).
 
 from __future__ import annotations
 
-import base64
-import io
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from sailplan.errors import OutputError
 from sailplan.inspect.findings import SEVERITIES
 from sailplan.inspect.histogram import Summary
 from sailplan.inspect.samples import Piece
-from sailplan.terminal import harmless
+from sailplan.pages import pictures, render
 
 if TYPE_CHECKING:
     from sailplan.inspect.inspection import Inspection
-
-_THUMBNAIL = 480
-"""Longest side in pixels of a shown image: sharp at the width it has on a dense screen."""
 
 _WIDTH, _HEIGHT, _BASE = 460, 150, 130
 _MOST_TICKS = 6
@@ -71,27 +62,14 @@ def write_page(inspection: Inspection, path: Path) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    text = page(inspection)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    render.write_page(path, page(inspection))
 
 
 def page(inspection: Inspection) -> str:
     """Returns the page's text."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    template = render.environment(Path(__file__).parent).get_template("page.html.j2")
     severities = Counter(finding.severity for finding in inspection.findings)
-    return environment.from_string(source).render(
+    return template.render(
         it=inspection,
         data_name=inspection.data,
         severities=SEVERITIES,
@@ -99,7 +77,7 @@ def page(inspection: Inspection) -> str:
         num_rows=sum(split.num_rows for split in inspection.splits),
         charts=_charts(inspection),
         parts=_parts,
-        thumbnail=_thumbnail,
+        thumbnail=lambda image: pictures.data_url(pictures.thumbnail(image)),
         short=_short,
     )
 
@@ -168,17 +146,9 @@ def _parts(piece: Piece) -> list[str]:
     """Returns a piece's text cut at its line breaks, which are parts of their own."""
     if piece.kind == "padding":
         return [f"padding ×{piece.count}"]
-    text = harmless(piece.text)
-    return [f"{text} ×{piece.count}"] if piece.count > 1 else re.split(r"(?<=\n)|(?=\n)", text)
-
-
-def _thumbnail(image: Image.Image) -> str:
-    """Returns an image as a data URL, small enough to be looked at beside its text."""
-    small = image.convert("RGB")
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, format="WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    if piece.count > 1:
+        return [f"{piece.text} ×{piece.count}"]
+    return re.split(r"(?<=\n)|(?=\n)", piece.text)
 
 
 def _short(count: int) -> str:

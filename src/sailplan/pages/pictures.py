@@ -1,0 +1,33 @@
+"""Pictures inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LONGEST = 480
+"""Longest side in pixels of a shown picture: sharp at the width it has on a dense screen."""
+
+
+def thumbnail(image: Image.Image, *, longest: int = LONGEST, quality: int = 85) -> bytes:
+    """Returns an image as WebP, small enough to be looked at beside its text.
+
+    Args:
+        image: Of any size and mode; it stays as it is.
+        longest: The most pixels of a side.
+        quality: WebP's, of 100.
+    """
+    small = image.convert("RGB")
+    small.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    small.save(buffer, format="WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def data_url(webp: bytes) -> str:
+    """Returns a WebP picture as the address that holds it."""
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
