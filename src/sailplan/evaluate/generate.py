@@ -76,7 +76,8 @@ def generate(
         batch_size = 1
     for start in range(0, len(questions), batch_size):
         inputs = _inputs(speaker, questions[start : start + batch_size])
-        with torch.inference_mode():
+        # Not inference_mode: ZeRO-3 keeps weights that were gathered in it, and trains on them.
+        with torch.no_grad():
             tokens = speaker.model.generate(
                 **inputs,
                 **_settings(sampling),

@@ -21,6 +21,7 @@ from sailplan import __version__
 from sailplan.errors import LaunchError, StoppedError
 from sailplan.hardware.detect import Machine
 from sailplan.launcher.command import Launch
+from sailplan.launcher.commit import commit_of
 from sailplan.plan.record import Plan
 from sailplan.processes import (
     ORPHAN_GRACE_S,
@@ -140,8 +141,10 @@ def write_files(run: Run, launch: Launch, machine: Machine, *, plan: Plan | None
 
 def environment_record(run: Run, launch: Launch, machine: Machine) -> dict[str, object]:
     """Returns what a run's outcome may depend on beside its settings; never a secret."""
+    commit = commit_of(Path.cwd())
     return {
         "sailplan": __version__,
+        **({"commit": commit} if commit else {}),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sailplan.data.facts import Split
 from sailplan.evaluate.comparison import Comparison
 
 Point = tuple[int, float]
@@ -74,20 +75,6 @@ class Memory:
     """The most that the allocator held."""
     words: str
     """Planned and measured, in a line."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
-    """The rows of one split as they were encoded."""
-
-    name: str
-    num_rows: int
-    num_tokens: int
-    num_trained_tokens: int
-    num_images: int
-    num_image_tokens: int
-    quantiles: tuple[tuple[str, int], ...]
-    """Of the length of a row in tokens: `least`, `median`, `95 %`, `most`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -179,10 +179,10 @@ class SailplanArguments:
         metadata={"help": "How much better an evaluation must be to count as better."},
     )
     eval_generations: int = field(
-        default=0,
+        default=4,
         metadata={
             "help": "Held-out rows, the first of them, that the model answers at each evaluation; "
-            "the answers go to generations.jsonl and TensorBoard."
+            "the answers go to generations.jsonl and to the trackers; 0 for none."
         },
     )
     eval_generation_tokens: int = field(

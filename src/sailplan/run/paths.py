@@ -76,6 +76,11 @@ class RunPaths:
         return self.path / "generations.jsonl"
 
     @property
+    def generations(self) -> Path:
+        """Small copies of the images of these rows."""
+        return self.path / "generations"
+
+    @property
     def data_file(self) -> Path:
         """What the run trains on and is evaluated on, in numbers."""
         return self.path / "data.json"

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sailplan.data.facts import split_facts
+from sailplan.files import write_atomically
 from sailplan.plan.measured import WORTH_TELLING
+from sailplan.records import to_json
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.metrics import append_metrics
+from sailplan.run.paths import RunPaths
 from sailplan.train.rank_log import LOG
+
+if TYPE_CHECKING:
+    from sailplan.data.prepare import Prepared
 
 _RATES = (
     ("tokens_per_s", "{:.0f} tokens/s", 0.0),
@@ -60,6 +69,37 @@ class MetricsFile(TrainerCallback):
 
     def _write(self, record: dict[str, Any]) -> None:
         append_metrics(self.directory.metrics_file, record)
+
+
+class DataFile(TrainerCallback):
+    """Writes down what the run trains on and is evaluated on, in numbers, when training begins.
+
+    Args:
+        paths: The run's; the directory must be there by then.
+        data: Its encoded rows; of a stream nothing is known before it is read.
+    """
+
+    def __init__(self, paths: RunPaths, data: Prepared) -> None:
+        self._file, self._data = paths.data_file, data
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Writes."""
+        if not state.is_world_process_zero:
+            return
+        splits = {"train": self._data.train, "eval": self._data.eval}
+        told = {
+            "splits": [
+                to_json(split_facts(name, rows))
+                for name, rows in splits.items()
+                if isinstance(rows, datasets.Dataset)
+            ],
+            "notes": list(self._data.notes),
+        }
+        text = json.dumps(told, ensure_ascii=False, indent=2) + "\n"
+        # Lone surrogates, which names of files may hold, are no text.
+        write_atomically(self._file, text.encode("utf-8", errors="replace"))
 
 
 class PlainProgress(TrainerCallback):

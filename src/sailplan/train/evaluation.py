@@ -27,7 +27,7 @@ def evaluation_arguments(run: Run) -> dict[str, Any]:
     waiting = [
         name
         for name in ("early_stopping_patience", "eval_generations", "load_best_model_at_end")
-        if run.get(name)
+        if run.is_set(name) and run.get(name)
     ]
     if waiting and run.get("eval_strategy") in (None, "no"):
         raise RunFileError(

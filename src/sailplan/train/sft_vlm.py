@@ -71,10 +71,10 @@ def train(run: Run) -> None:
         from sailplan.model.vocabulary import grown
         from sailplan.train.arguments import training_arguments
         from sailplan.train.batches import collator_of, settle_batches
-        from sailplan.train.callbacks import MetricsFile, PlainProgress
+        from sailplan.train.callbacks import DataFile, MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
-        from sailplan.train.generations import log_generations
+        from sailplan.train.generations import watch_generations
         from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
         from sailplan.train.guards.hang.watch import hang_watch
@@ -132,6 +132,7 @@ def train(run: Run) -> None:
         optimizer_cls_and_kwargs=optimizer_by_part(run, args, trained),
         callbacks=[
             MetricsFile(run),
+            DataFile(directory, data),
             StateFile(directory),
             OneTrackedRun(run, args, checkpoint),
             GradientGuard(run.get("gradient_check_steps")),
@@ -139,7 +140,7 @@ def train(run: Run) -> None:
         ],
     )
     settle_saving(run, trainer, checkpoint)
-    log_generations(run, rows, format, opener, trainer)
+    watch_generations(run, data, rows, format, opener, trainer)
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())
