@@ -60,7 +60,7 @@ class GenerationLog(TrainerCallback):
         PHASE.move("answering held-out rows")
         with trainer.compute_loss_context_manager():
             for answer in generate(speaker, questions, self._sampling):
-                said.append(answer)
+                said.append(answer.text)
                 PHASE.move("answering held-out rows")
         if not state.is_world_process_zero:
             return
