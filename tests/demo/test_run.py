@@ -48,7 +48,7 @@ def test_exact_match_counts_answers_that_are_right_to_the_letter(
     # As if the untrained model's words were right in every fourth row, and nearly so in others.
     answers = tuple(
         {"description": text if index % 4 == 0 else f"{text}.", "listing": text}
-        for index, text in enumerate(said)
+        for index, text in enumerate(answer.text for answer in said)
     )
     rows = HeldOut(questions=held_out.questions, answers=answers)
     assert exact_match(speaker, rows, label="test") == {"description": 0.25, "listing": 1.0}

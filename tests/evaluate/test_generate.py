@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -37,6 +38,11 @@ def _question(text: str, *images: Image.Image, system: str | None = None) -> Que
     if system:
         messages.insert(0, Message(role="system", content=[Part(type="text", text=system)]))
     return Question(messages=messages, images=images)
+
+
+def _said(speaker: Speaker, question: Question, sampling: Sampling = SHORT) -> str:
+    (answer,) = generate(speaker, [question], sampling)
+    return answer.text
 
 
 def _save_adapter(model: Path, folder: Path, *, seed: int = 0) -> Path:
@@ -79,13 +85,48 @@ def test_generate_of_a_batch_equals_one_by_one(
     ]
     alone = list(generate(speaker, questions, SHORT))
     assert list(generate(speaker, questions, SHORT, batch_size=3)) == alone
-    assert all(alone)
+    assert all(answer.text for answer in alone)
+
+
+def test_answer_that_ends_early_is_told_so_and_changes_no_other(qwen: Path) -> None:
+    speaker = load_speaker(str(qwen))
+    questions = [_question(f"What is {word}?") for word in ("this", "that", "it", "there")]
+    tokens = [_greedy_tokens(speaker, question) for question in questions]
+    # What the first says third ends an answer from now on.
+    end = tokens[0][2]
+    ending = replace(speaker, end_token_ids=(end,))
+
+    answers = list(generate(ending, questions, SHORT, batch_size=4))
+
+    assert answers[0].ended
+    assert answers[0].num_tokens == tokens[0].index(end) + 1
+    assert answers == list(generate(ending, questions, SHORT))
+    for answer, said in zip(answers, tokens, strict=True):
+        shown = said[: said.index(end)] if end in said else said
+        assert answer.ended == (end in said)
+        assert answer.num_tokens == len(shown) + answer.ended
+        text = speaker.processor.tokenizer.decode(shown, skip_special_tokens=True)
+        assert answer.text == text.strip()
+    assert {answer.ended for answer in answers} == {True, False}
+
+
+def _greedy_tokens(speaker: Speaker, question: Question) -> list[int]:
+    """What the model says if nothing ends an answer, by the plainest of loops."""
+    text = speaker.template.render(question.messages, add_generation_prompt=True)
+    ids = speaker.processor(text=[text], return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(SHORT.max_new_tokens):
+            likeliest = speaker.model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, likeliest], dim=1)
+    said: list[int] = ids[0, start:].tolist()
+    return said
 
 
 def test_generate_sees_the_image(qwen: Path) -> None:
     speaker = load_speaker(str(qwen))
     answers = {
-        next(generate(speaker, [_question("What?", Image.new("RGB", (84, 84), colour))], SHORT))
+        _said(speaker, _question("What?", Image.new("RGB", (84, 84), colour)))
         for colour in ("red", "blue", "white", "black")
     }
     assert len(answers) > 1
@@ -97,11 +138,15 @@ def test_sampling_with_a_seed_repeats_and_without_greed_varies(qwen: Path) -> No
 
     def answer(seed: int) -> str:
         sampling = Sampling(max_new_tokens=12, temperature=1.5, seed=seed)
-        return next(generate(speaker, [_question("Why?")], sampling))
+        return _said(speaker, _question("Why?"), sampling)
 
     assert answer(1) == answer(1)
     assert len({answer(seed) for seed in range(4)}) == 4
     assert GREEDY.max_new_tokens == 256
+    several = [_question("Why?"), _question("How so?"), _question("Since when is that?")]
+    sampling = Sampling(max_new_tokens=12, temperature=1.5, seed=3)
+    first, second = (list(generate(speaker, several, sampling, batch_size=2)) for _ in range(2))
+    assert first == second
 
 
 def test_answer_ends_with_the_turn_even_where_the_model_ends_with_the_text(
@@ -120,8 +165,8 @@ def test_streamer_is_given_the_whole_answer(qwen: Path) -> None:
     heard: list[str] = []
     streamer = text_streamer(speaker, heard.append)
     (answer,) = generate(speaker, [_question("Why?")], SHORT, streamer=streamer)
-    assert "".join(heard).strip() == answer
-    assert answer
+    assert "".join(heard).strip() == answer.text
+    assert answer.text
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -145,10 +190,10 @@ def test_generate_with_an_image_for_a_text_model_is_refused(
 def test_adapter_by_its_own_folder_or_on_its_base_answers_differently_from_the_base(
     qwen: Path, adapter: Path
 ) -> None:
-    question = [_question("Why?", Image.new("RGB", (84, 56), "green"))]
+    question = _question("Why?", Image.new("RGB", (84, 56), "green"))
 
     def answer(speaker: Speaker) -> str:
-        return next(generate(speaker, question, SHORT))
+        return _said(speaker, question)
 
     base = answer(load_speaker(str(qwen)))
     tuned = answer(load_speaker(str(adapter)))

@@ -64,7 +64,7 @@ def exact_match(speaker: Speaker, held_out: HeldOut, *, label: str) -> dict[str,
 
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, temperature=0.0)
     said = generate(speaker, held_out.questions, sampling, batch_size=BATCH_SIZE)
-    texts = list(track(said, label=label, total=len(held_out.questions)))
+    texts = [answer.text for answer in track(said, label=label, total=len(held_out.questions))]
     return {style: _part(texts, [row[style] for row in held_out.answers]) for style in STYLES}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sailplan.data.sample import Message
 from sailplan.errors import DataError
+from sailplan.evaluate.comparison import Answer
 from sailplan.evaluate.speaker import Speaker
 from sailplan.model.families import family_of, tokenizer_of
 
@@ -53,8 +54,11 @@ def generate(
     *,
     batch_size: int = 1,
     streamer: TextStreamer | None = None,
-) -> Iterator[str]:
+) -> Iterator[Answer]:
     """Yields the answer to each question, in order.
+
+    A batch goes on until its last answer ends, and its rows are padded to the longest: questions of
+    like length beside each other are answered soonest.
 
     Args:
         speaker: Who is asked.
@@ -85,9 +89,8 @@ def generate(
                 pad_token_id=tokenizer.pad_token_id,
                 streamer=streamer,
             )
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
-        for text in tokenizer.batch_decode(answers, skip_special_tokens=True):
-            yield text.strip()
+        for generated in tokens[:, inputs["input_ids"].shape[1] :].tolist():
+            yield _answer(tokenizer, generated, speaker.end_token_ids)
 
 
 def text_streamer(speaker: Speaker, write: Callable[[str], None]) -> TextStreamer:
@@ -124,6 +127,14 @@ def _inputs(speaker: Speaker, questions: Sequence[Question]) -> Any:
         images = [image for of_question in images for image in of_question]
     batch = processor(text=texts, images=images if any(images) else None, **settings)
     return batch.to(speaker.model.device, speaker.model.dtype)
+
+
+def _answer(tokenizer: Any, tokens: Sequence[int], end_token_ids: Collection[int]) -> Answer:
+    """Reads an answer from what was generated; behind its end stands padding, up to the longest."""
+    end = next((place for place, token in enumerate(tokens) if token in end_token_ids), None)
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    count = len(tokens) if end is None else end + 1
+    return Answer(text=text.strip(), num_tokens=count, ended=end is not None)
 
 
 def _text(speaker: Speaker, question: Question) -> str:

@@ -154,7 +154,8 @@ class GenerationLog(TrainerCallback):
             )
             # As many rows as an evaluation takes at once: of their logits, only the last are made.
             batch_size = trainer.args.per_device_eval_batch_size
-            return list(generate(speaker, questions, self._sampling, batch_size=batch_size))
+            said = generate(speaker, questions, self._sampling, batch_size=batch_size)
+            return [answer.text for answer in said]
 
     def _write(self, asked: Sequence[Asked], answers: Sequence[str], step: int) -> None:
         names = self._questions.names(asked)
