@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
-from tests.browser.chromium import DARK, LIGHT, needs_chromium, open_page
+from tests.browser.opened import opened
 from tests.cli.test_main import sailplan
 from tests.inspect.planted import chat, clean_rows, planted_rows, write_rows
-
-pytestmark = needs_chromium
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -46,30 +44,20 @@ def page(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     return folder / "page.html"
 
 
-class _Elements(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-
-def test_page_opens_without_console_errors_and_shows_what_is_attacking_as_text(page: Path) -> None:
-    dom, console = open_page(page, "--dump-dom")
-
-    assert console == []
-    elements = _Elements()
-    elements.feed(dom)
-    tags = {tag for tag, _ in elements.tags}
-    assert "script" not in tags
-    assert all(not name.startswith("on") for _, attrs in elements.tags for name in attrs)
-    sources = [attrs["src"] for tag, attrs in elements.tags if tag == "img"]
-    assert len(sources) == 4
-    assert all(source and source.startswith("data:image/webp;base64,") for source in sources)
-    text = re.sub(r"<[^>]*>", "", dom)
-    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
-    assert "&lt;script&gt;alert(3)&lt;|script&gt;.png" in text
+def test_page_opens_without_console_errors_and_shows_what_is_attacking_as_text(
+    browser: Browser, page: Path
+) -> None:
+    with opened(browser, page, width=1200) as found:
+        assert found.noise == []
+        assert found.requests == []
+        injected = "document.querySelectorAll('script, [onerror]').length"
+        assert found.page.evaluate(injected) == 0
+        widths = found.page.evaluate("[...document.images].map((image) => image.naturalWidth)")
+        assert len(widths) == 4
+        assert all(widths)
+        text = str(found.page.evaluate("document.body.textContent"))
+    assert text.count("<script>alert(1)</script>") == 2
+    assert "<script>alert(3)<|script>.png" in text
     for shown in ("image-missing", "duplicate-rows", "row 1 (from 0)", "×6", "padding ×"):
         assert shown in text
 
@@ -77,21 +65,23 @@ def test_page_opens_without_console_errors_and_shows_what_is_attacking_as_text(p
 @pytest.mark.parametrize(
     ("scheme", "trained", "image", "ground"),
     [
-        (LIGHT, (196, 239, 208), (229, 220, 251), (246, 247, 249)),
-        (DARK, (29, 79, 51), (59, 45, 104), (18, 22, 28)),
+        ("light", (196, 239, 208), (229, 220, 251), (246, 247, 249)),
+        ("dark", (29, 79, 51), (59, 45, 104), (18, 22, 28)),
     ],
     ids=["light", "dark"],
 )
 def test_screenshot_has_the_colours_of_tokens_and_the_images(
+    browser: Browser,
     page: Path,
     tmp_path: Path,
-    scheme: int,
+    scheme: Literal["light", "dark"],
     trained: tuple[int, ...],
     image: tuple[int, ...],
     ground: tuple[int, ...],
 ) -> None:
     picture = tmp_path / "page.png"
-    open_page(page, f"--screenshot={picture}", scheme=scheme)
+    with opened(browser, page, width=1200, scheme=scheme) as found:
+        found.page.screenshot(path=picture, full_page=True)
 
     with Image.open(picture) as shot:
         pixels = shot.convert("RGB")
