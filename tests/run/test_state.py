@@ -65,7 +65,9 @@ def test_state_with_a_wrong_value_reads_as_none(paths: RunPaths, change: dict[st
     assert read_state(paths.state_file) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"running"', "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '"running"', "\x00\xff", "[" * 100_000], ids=range(8)
+)
 def test_broken_state_file_reads_as_none(paths: RunPaths, text: str) -> None:
     paths.state_file.write_text(text, encoding="latin-1")
     assert read_state(paths.state_file) is None

@@ -94,10 +94,14 @@ def chart(curve: Curve, marks: Sequence[Mark]) -> str:
 
 
 def _svg(about: str, height: int, left: int, body: Sequence[str]) -> str:
-    style = f"display:block;box-sizing:border-box;overflow:visible;padding:0 16px 0 {left}px"
+    # Said as style, so that what a page says of all its pictures does not change it.
+    style = (
+        f"display:block;box-sizing:border-box;overflow:visible;width:100%;height:{height}px;"
+        f"padding:0 16px 0 {left}px;font-size:{FONT_SIZE}px"
+    )
     return (
-        f'<svg class="chart" role="img" aria-label="{text(about)}" width="100%" '
-        f'height="{height}" style="{style}" font-size="{FONT_SIZE}">{"".join(body)}</svg>'
+        f'<svg class="chart" role="img" aria-label="{text(about)}" style="{style}">'
+        f"{''.join(body)}</svg>"
     )
 
 
@@ -121,7 +125,7 @@ def _lines(
 ) -> Iterator[str]:
     """Yields the picture that is stretched, all lines in it."""
     yield (
-        f'<svg x="0" y="{place.top}" width="100%" height="{HEIGHT}" '
+        f'<svg x="0" y="{place.top}" style="width:100%;height:{HEIGHT}px" '
         f'viewBox="0 0 1000 {HEIGHT}" preserveAspectRatio="none" overflow="hidden">'
     )
     for at, (line, mean) in enumerate(zip(lines, means, strict=True)):

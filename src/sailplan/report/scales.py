@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _TO_ZERO = 0.5
-"""A scale begins at zero where the lowest value is less than this part of the highest."""
+"""A scale begins at zero where the lowest is less than this part of the highest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ def step_scale(first: int, last: int, most_ticks: int = 5) -> Scale:
         last: The last.
         most_ticks: So many numbers at most.
     """
-    low = 0 if first <= 0.1 * last or first == last else first
+    low = 0 if first <= _TO_ZERO * last or first == last else first
     high = max(last, low + 1)
     between = max(1.0, _round_up((high - low) / most_ticks))
     between = math.ceil(between)  # 2.5 steps are none
@@ -110,7 +110,7 @@ def _writer(low: float, high: float, between: float, share: bool) -> Callable[[f
         return lambda value: f"{value:.{decimals}%}"
     if most >= 1e5:
         return lambda value: _thousands(value) if abs(value) > between / 2 else "0"
-    if most < 1e-3 or decimals > 5:
+    if most < 1e-2:
         return lambda value: _short_exponent(f"{value:.3g}") if abs(value) > between / 2 else "0"
     return lambda value: f"{value:,.{decimals}f}" if abs(value) > between / 2 else "0"
 

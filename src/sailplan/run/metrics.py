@@ -17,6 +17,8 @@ class GoingOn:
     """The optimizer step it went on from."""
     reached: int
     """The last step logged before; what lies between was given up, and done again."""
+    time: float
+    """When, in seconds since 1970; 0 where the record does not say."""
 
 
 @dataclass(slots=True)
@@ -41,13 +43,15 @@ class Series:
         """Takes the next line; returns its record, None where it is none."""
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(record, dict) or type(record.get("step")) is not int:
             return None
         if record.get("resumed"):
             reached = max((old["step"] for old in self.records), default=0)
-            self.going_on.append(GoingOn(step=record["step"], reached=reached))
+            began = record.get("time")
+            time_s = began if isinstance(began, float) else 0.0
+            self.going_on.append(GoingOn(step=record["step"], reached=reached, time=time_s))
             self.records = [old for old in self.records if old["step"] <= record["step"]]
             self.resumed, self.num_earlier = record, len(self.records)
         else:

@@ -63,7 +63,7 @@ def read_state(path: Path) -> RunState | None:
     try:
         found = json.loads(path.read_bytes())
         state = RunState(**{field.name: found[field.name] for field in fields(RunState)})
-    except (OSError, ValueError, TypeError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     whole = (state.step, state.max_steps, state.pid)
     may_miss = (state.exit_code, state.launcher)
