@@ -21,6 +21,7 @@ from sailplan.data.images import FORMATS, PIXEL_LIMIT
 from sailplan.data.local import BUILDERS
 from sailplan.data.remote import SIZE_LIMIT_BYTES, TIMEOUT_S
 from sailplan.errors import SailplanError
+from sailplan.evaluate.scores.summary import TITLES
 from sailplan.hub import errors as hub_errors
 from sailplan.hub.access import check_push
 from sailplan.hub.repository import Repository
@@ -88,7 +89,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_blocks_are_of_kinds_that_are_checked() -> None:
-    assert {block.kind for block in BLOCKS} <= {"", "yaml", "json", "text"}
+    assert {block.kind for block in BLOCKS} <= {"", "yaml", "json", "text", "python"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -111,6 +112,11 @@ def test_yaml_is_a_run_file_in_todays_names(here: Path, block: Block) -> None:
     head, _, rest = block.text.partition("\n")
     shipped = re.fullmatch(r"# (launch/\S+\.yaml)", head)
     assert not shipped or rest == (ROOT / shipped[1]).read_text()
+
+
+@pytest.mark.parametrize("block", of_kind("python"), ids=str)
+def test_python_runs(block: Block) -> None:
+    exec(compile(block.text, str(block), "exec"), {})
 
 
 @pytest.mark.parametrize(
@@ -204,6 +210,8 @@ OTHER_NAMES = {
     ),
     *(f"eval_{metric}" for metric in METRICS),
     *RATES,
+    *TITLES,
+    "num_images",  # of a row, for a score of the user's own
 }
 
 
