@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sailplan.data.facts import Split
 from sailplan.evaluate.comparison import (
     Answer,
     Change,
@@ -26,7 +27,7 @@ from sailplan.plan.record import Plan
 from sailplan.records import to_json
 from sailplan.report.gather import data_of, gather, is_there
 from sailplan.report.reading import fits, record_of
-from sailplan.report.record import Curve, Report, Split
+from sailplan.report.record import Curve, Report
 from sailplan.run.config import Run
 from sailplan.run.metrics import append_metrics
 from sailplan.run.paths import RunPaths

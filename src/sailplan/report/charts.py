@@ -124,8 +124,10 @@ def _lines(
     lines: Sequence[Line], means: Sequence[Sequence[Point] | None], place: _Place
 ) -> Iterator[str]:
     """Yields the picture that is stretched, all lines in it."""
+    # Of a picture in a picture Chromium takes the attributes, and Firefox what a page's style says.
     yield (
-        f'<svg x="0" y="{place.top}" style="width:100%;height:{HEIGHT}px" '
+        f'<svg x="0" y="{place.top}" width="100%" height="{HEIGHT}" '
+        f'style="width:100%;height:{HEIGHT}px" '
         f'viewBox="0 0 1000 {HEIGHT}" preserveAspectRatio="none" overflow="hidden">'
     )
     for at, (line, mean) in enumerate(zip(lines, means, strict=True)):

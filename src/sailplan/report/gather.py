@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sailplan import __version__
+from sailplan.data.facts import Split
 from sailplan.evaluate.comparison import Comparison
 from sailplan.plan.choice.explain import change, gib
 from sailplan.plan.measured import Measured
@@ -31,7 +32,7 @@ from sailplan.report.reading import (
     record_of,
     text_of,
 )
-from sailplan.report.record import Memory, Report, Said, Split, Watched
+from sailplan.report.record import Memory, Report, Said, Watched
 from sailplan.run.config import Run
 from sailplan.run.metrics import Series, read_series
 from sailplan.run.paths import RunPaths
