@@ -40,6 +40,14 @@ def test_wheel_holds_the_table_of_public_models(unpacked: Path) -> None:
     assert travelled
 
 
+@pytest.mark.parametrize("ending", ["css", "j2", "js"])
+def test_wheel_holds_what_pages_are_made_of(unpacked: Path, ending: str) -> None:
+    here, travelled = ROOT / "src" / "sailplan", unpacked / "sailplan"
+    names = {path.relative_to(here) for path in here.rglob(f"*.{ending}")}
+    assert {path.relative_to(travelled) for path in travelled.rglob(f"*.{ending}")} >= names
+    assert names
+
+
 def test_wheel_away_from_the_repository_shows_a_run_of_its_own(unpacked: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sailplan", "train", "qwen2_vl_7b-qlora-1x24gb", "--dry-run"],
