@@ -11,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 .PHONY: demo test test-matrix test-wheel check bench clean help
 
 help:
-	@echo "make demo         the whole loop on this machine: draw data, train, score (about 4 minutes)"
+	@echo "make demo         the whole loop on this machine: draw data, train, compare, report (minutes)"
 	@echo "make test         the test suite"
 	@echo "make test-matrix  the slow tests as well"
 	@echo "make test-wheel   build the wheel, install it in a clean environment, run the demo from there"

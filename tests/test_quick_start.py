@@ -51,8 +51,10 @@ def test_quick_start_for_one_card_runs_to_its_end(
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         verbs.append(verb)
 
-    assert verbs == ["inspect", "plan", "doctor", *["train"] * 3, "generate", "merge"]
+    after = ["compare", "report", "generate", "merge"]
+    assert verbs == ["inspect", "plan", "doctor", *["train"] * 3, *after]
     assert (tmp_path / "data.html").is_file()
+    assert (tmp_path / written["output_dir"] / "report.html").is_file()
     assert (tmp_path / written["output_dir"] / "adapter_model.safetensors").is_file()
     _, info = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "merged", output_loading_info=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Annotated
 
 import typer
@@ -12,7 +12,9 @@ import typer
 def demo(
     output: Annotated[
         Path | None,
-        typer.Option(help="A new folder for everything that is made; thrown away where not given."),
+        typer.Option(
+            help="A new folder for everything that is made; a temporary one if not given."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the drawings and the model's first weights.")] = 0,
 ) -> None:
@@ -25,8 +27,5 @@ def demo(
     from sailplan.imports import calm_libraries
 
     calm_libraries()
-    if output is not None:
-        run_demo(output, seed=seed)
-        return
-    with TemporaryDirectory(prefix="sailplan-demo-") as folder:
-        run_demo(Path(folder), seed=seed)
+    report = run_demo(output or Path(mkdtemp(prefix="sailplan-demo-")), seed=seed)
+    print(f"open the report in a browser: {report}")

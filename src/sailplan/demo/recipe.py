@@ -11,6 +11,8 @@ from sailplan.demo.catalogue import SYSTEM_PROMPT, USER_PROMPT
 GLOBAL_BATCH_SIZE = 32
 FULL_STEPS = 250
 QLORA_STEPS = 100
+NUM_EVALUATIONS = 5
+MAX_NEW_TOKENS = 32
 
 _COMMON = """\
 dataset_name: {catalogue}
@@ -28,10 +30,19 @@ max_grad_norm: 1.0
 bf16: false                 # so small a model learns faster in float32
 gradient_checkpointing: false
 
-logging_steps: 20
+logging_steps: 5
+eval_strategy: steps        # on the catalogue's test rows
+eval_steps: {eval_steps}
+per_device_eval_batch_size: 64
+eval_generation_tokens: {max_new_tokens}
 save_strategy: "no"         # the last state is saved whatever this says
 report_to: none
 output_dir: {output_dir}
+
+generation:                 # what `sailplan compare` lets models answer
+  max_new_tokens: {max_new_tokens}
+  temperature: 0.0
+  batch_size: 64
 """
 
 _FULL = """\
@@ -132,6 +143,8 @@ def write_run_files(files: Files) -> None:
             answer_column=answer_column,
             global_batch_size=GLOBAL_BATCH_SIZE,
             max_steps=max_steps,
+            eval_steps=max_steps // NUM_EVALUATIONS,
+            max_new_tokens=MAX_NEW_TOKENS,
             output_dir=_quoted(output),
         )
         text = template.format(file=file, model=_quoted(model), common=common)

@@ -18,6 +18,7 @@ from sailplan.hardware.detect import detect
 from sailplan.launcher import local
 from sailplan.launcher.command import Launch, command
 from sailplan.run.config import Run
+from sailplan.run.paths import RunPaths
 
 NUM_TRAIN, NUM_TEST = 2400, 256
 
@@ -43,8 +44,11 @@ class Step:
     """The same with the pictures shuffled among the rows."""
 
 
-def run_demo(folder: Path, *, seed: int = 0) -> None:
+def run_demo(folder: Path, *, seed: int = 0) -> Path:
     """Runs the whole loop under `folder` and prints a table of what was measured.
+
+    Returns:
+        The page that shows the second step: curves, and answers side by side.
 
     Raises:
         OutputError: `folder` cannot be written, or is not empty.
@@ -75,6 +79,7 @@ def run_demo(folder: Path, *, seed: int = 0) -> None:
     check_aim(full, "description")
     check_aim(qlora, "listing")
     check_aim(merged, "listing")
+    return _show(files)
 
 
 def _empty(folder: Path) -> Path:
@@ -126,6 +131,25 @@ def _merge(adapter: Path, output: Path) -> None:
     _say(f"merging: sailplan merge {adapter} --output {output}")
     job = prepare(adapter)
     verify(job, output, carry_out(job, output), "sample")
+
+
+def _show(files: Files) -> Path:
+    """Compares base, adapter and merged model, and writes the page, as users do."""
+    from sailplan.evaluate.compare import compare
+    from sailplan.evaluate.sides import sides_of
+    from sailplan.evaluate.tasks import Request
+    from sailplan.pages.render import write_page
+    from sailplan.report.gather import gather
+    from sailplan.report.page.render import folder_images, render
+
+    _say(f"comparing: sailplan compare {files.qlora_output} --tuned {files.qlora_output}")
+    run = Run.from_file(files.qlora_run)
+    tuned = [str(files.qlora_output), str(files.merged)]
+    compare(run, Request(sides=sides_of(run, tuned=tuned)))
+    page = RunPaths(files.qlora_output).report_file
+    images = folder_images(files.qlora_output)
+    write_page(page, render(gather(files.qlora_output), images=images))
+    return page
 
 
 def _measure(

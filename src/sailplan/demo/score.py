@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sailplan.demo.recipe import MAX_NEW_TOKENS
 from sailplan.progress import track
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ STYLES = ("description", "listing")
 """The columns with answers, one for each style."""
 
 BATCH_SIZE = 64
-MAX_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

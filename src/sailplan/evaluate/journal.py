@@ -67,9 +67,13 @@ class Journal:
     _found: dict[str, Any] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Reads what all ranks have written; lines that a kill cut off are left out."""
+        """Reads what all ranks have written; what cannot be read is left out, and asked again."""
         for path in sorted(self.folder.glob("journal-*.jsonl")):
-            for line in path.read_bytes().splitlines():
+            try:
+                lines = path.read_bytes().splitlines()
+            except OSError:
+                continue
+            for line in lines:  # the last one may have been cut off by a kill
                 try:
                     record = json.loads(line)
                     kind = next(name for name in _KINDS if name in record)

@@ -149,6 +149,8 @@ def _loaded_as(run: Run, model: str, *, quantised: bool) -> Run:
     explicit = dict(run.explicit)
     explicit["model_name_or_path"] = model
     explicit.setdefault("dtype", "auto")
+    if run.launch.cpu:
+        explicit["use_cpu"] = True
     if model != run.get("model_name_or_path"):
         # It has what it was saved with: its own chat template, and no commit of the base's.
         for name in ("processor_name_or_path", "processor_revision", "model_revision"):

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import xxhash
+
+from sailplan.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,3 +36,16 @@ def thumbnail(image: Image.Image, *, longest: int = LONGEST, quality: int = 85) 
 def data_url(webp: bytes) -> str:
     """Returns a WebP picture as the address that holds it."""
     return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+
+
+def keep(image: Image.Image, folder: Path) -> str:
+    """Writes a small copy of an image into a folder, and returns its name, made from its bytes.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    content = thumbnail(image)
+    name = f"{xxhash.xxh3_64_hexdigest(content)}.webp"
+    if not (folder / name).is_file():
+        write_atomically(folder / name, content)
+    return name
