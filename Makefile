@@ -55,6 +55,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/collator_speed.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/lm_head.py
+	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/stream_memory.py
 	$(BIN)/python benchmarks/resilience.py
 	$(BIN)/python benchmarks/plan_accuracy.py

@@ -17,6 +17,7 @@ from sailplan.evaluate.losses import row_losses
 from sailplan.evaluate.speaker import Speaker, load_speaker
 from sailplan.merge.job import Options, prepare
 from sailplan.merge.output import carry_out
+from sailplan.model.positions import Positions
 from sailplan.model.precision import mixed_precision
 from sailplan.run.config import Run
 from tests.support.held_out import encoded_rows
@@ -138,6 +139,26 @@ def test_rows_computed_together_have_the_loss_that_each_has_alone(
         assert row.loss_sum / row.num_tokens == pytest.approx(alone.loss.item(), rel=tolerance)
         firsts = alone.logits[0, :-1].argmax(-1) == batch["labels"][0, 1:]
         assert row.num_top1 == firsts.sum() or autocast is not None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_vl"])
+def test_rows_packed_into_one_have_the_loss_of_padded_ones(
+    tiny_model: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    make = text_rows if family == "llama" else mixed_rows
+    values = {"model_name_or_path": str(tiny_model(family)), "eval_size": 7, "use_cpu": True}
+    run = Run(explicit={**values, "dataset_name": str(make(tmp_path, 17))})
+    model: Any = load_speaker(str(tiny_model(family)), use_cpu=True).model
+    rows, collator = encoded_rows(run)
+
+    padded = dict(row_losses(model, collator, rows, batch_size=3))
+    collator.positions = Positions(model.config)
+    packed = dict(row_losses(model, collator, rows, batch_size=3))
+
+    assert packed.keys() == padded.keys()
+    for index, row in packed.items():
+        assert row.loss_sum == pytest.approx(padded[index].loss_sum, rel=1e-5)
+        assert row.num_tokens == padded[index].num_tokens
 
 
 def test_longest_rows_come_first_and_each_once(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from sailplan.model.precision import Device, find_device, fit, fit_to_device
+from sailplan.model.precision import Device, find_device, fit, fit_to_device, mixed_precision
 from sailplan.run.config import Run
 
 CPU = Device(kind="cpu", name="this CPU", bf16=True, fp16=False, tf32=False)
@@ -65,3 +66,22 @@ def test_find_device_with_accelerate_on_cpu_is_the_cpu(monkeypatch: pytest.Monke
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
 
     assert find_device().kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("written", "device", "dtype"),
+    [
+        ({}, H100, torch.bfloat16),
+        ({}, V100, None),
+        ({}, CPU, None),
+        ({"bf16": True}, CPU, torch.bfloat16),
+        ({"bf16": True}, OLD_CPU, None),
+        ({"bf16": False}, H100, None),
+        ({"fp16": True}, V100, torch.float16),
+        ({"fp16": True}, CPU, None),
+    ],
+)
+def test_mixed_precision_is_what_trl_would_train_in(
+    written: dict[str, bool], device: Device, dtype: torch.dtype | None
+) -> None:
+    assert mixed_precision(Run(explicit=written), device) is dtype
