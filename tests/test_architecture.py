@@ -52,11 +52,13 @@ LOGIN_WING = {
     "records",
     "sizes",
     "terminal",
+    "pages",
     "hub",
     "run",
     "hardware",
     "launcher",
     "supervise",
+    "report",
     "preflight",
     "cli",
 }

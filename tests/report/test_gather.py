@@ -134,7 +134,9 @@ def test_trained_run_tells_what_was_run(paths: RunPaths) -> None:
     assert found["hardware", "GPUs"] == "none, trained on the CPU"
     assert "torch" in {name for group, name in found if group == "versions"}
     assert "finished at step 12" in report.launches[0]
-    assert (report.memory, report.comparison, report.splits, report.watched) == (None, None, (), ())
+    assert [(split.name, split.num_rows) for split in report.splits] == [("train", 20), ("eval", 4)]
+    assert [said.step for said in report.watched[0].said] == [4, 8, 12]
+    assert (report.memory, report.comparison) == (None, None)
 
 
 def test_curves_are_what_was_logged(paths: RunPaths) -> None:
@@ -279,6 +281,24 @@ def test_comparison_before_any_training_is_told(tmp_path: Path) -> None:
 
 def test_folder_without_a_run_has_nothing_to_report(tmp_path: Path) -> None:
     assert not is_there(tmp_path)
+
+
+def test_secret_is_never_told(full: RunPaths) -> None:
+    token, password = "hf_" + "a" * 30, "https://me:sesame@host/data.jsonl"
+    full.run_file.write_text(
+        f"model_name_or_path: {token}\ndataset_name: {password}\noutput_dir: {full.path}\n"
+        f"hub_token: {token}\n"
+    )
+    full.command_file.write_text(f"accelerate launch --hub_token {token}\n")
+    change_state(full, state="failed", why=f"cannot read {password}")
+    attempt = json.loads(full.attempts_file.read_text())
+    full.attempts_file.write_text(json.dumps({**attempt, "kind": "user", "error": password}))
+    full.data_file.write_text(json.dumps({"splits": [], "notes": [f"read from {password}"]}))
+
+    told = json.dumps(to_json(gather(full.path)))
+
+    assert "sesame" not in told
+    assert token not in told
 
 
 # Broken files

@@ -31,6 +31,7 @@ from sailplan.report.reading import (
     or_else,
     record_of,
     text_of,
+    told,
 )
 from sailplan.report.record import Memory, Report, Said, Watched
 from sailplan.run.config import Run
@@ -63,6 +64,7 @@ def gather(directory: Path, *, asked: Run | None = None) -> Report:
     series = or_else(Series(), lambda: read_series(paths.metrics_file))
     attempts = attempts_of(paths.attempts_file)
     revisions = json_of(paths.revisions_file)
+    launches = launches_of(attempts, or_else(None, lambda: read_state(paths.state_file)))
     data = data_of(json_of(paths.data_file))
     return Report(
         name=directory.name,
@@ -70,7 +72,7 @@ def gather(directory: Path, *, asked: Run | None = None) -> Report:
         made_at=time.time(),
         version=__version__,
         state=state,
-        why=why,
+        why=told(why),
         facts=or_else(
             (),
             lambda: facts_of(
@@ -81,14 +83,14 @@ def gather(directory: Path, *, asked: Run | None = None) -> Report:
                 last=attempts[-1] if attempts else None,
             ),
         ),
-        command=text_of(paths.command_file).strip(),
+        command=told(text_of(paths.command_file).strip()),
         curves=curves_of(series.records),
         marks=marks_of(series, attempts),
-        launches=launches_of(attempts, or_else(None, lambda: read_state(paths.state_file))),
+        launches=tuple(map(told, launches)),
         memory=memory_of(plan, record_of(Measured, json_of(paths.measured_file))),
         reasons=or_else((), lambda: reasons_of(plan)),
         splits=data.splits,
-        data_notes=data.notes,
+        data_notes=tuple(map(told, data.notes)),
         comparison=record_of(Comparison, json_of(paths.comparison_file)),
         watched=watched_of(objects_of(paths.generations_file)),
     )

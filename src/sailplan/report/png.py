@@ -51,7 +51,7 @@ def png_of(report: Report) -> bytes:
     )
     figure.suptitle(_plain(f"{report.name}: {report.state}"), color=_TEXT, fontsize=13)
     for place, curve in enumerate(curves):
-        _draw(figure.add_subplot(down, across, place + 1), curve, report.marks)
+        _draw(figure.add_subplot(down, across, place + 1), curve, report.marks, is_first=place == 0)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=_DPI)
     return content.getvalue()
@@ -62,7 +62,7 @@ def _plain(words: str) -> str:
     return harmless(words).replace("$", r"\$")
 
 
-def _draw(axes: Axes, curve: Curve, marks: Sequence[Mark]) -> None:
+def _draw(axes: Axes, curve: Curve, marks: Sequence[Mark], *, is_first: bool) -> None:
     lines = [line for line in curve.lines if line.points]
     steps = [step for line in lines for step in (line.points[0][0], line.points[-1][0])]
     values = [value for line in lines for _, value in line.points]
@@ -75,7 +75,7 @@ def _draw(axes: Axes, curve: Curve, marks: Sequence[Mark]) -> None:
     for kind, name in _NAMES.items():
         here = [mark for mark in marks if mark.kind == kind]
         for place, mark in enumerate(one for one in here if along.low <= one.step <= along.high):
-            label = "_" if place else name  # each kind once in the legend
+            label = name if is_first and place == 0 else "_"  # each kind once in the picture
             axes.axvline(mark.step, color=_MARK, lw=1.1, ls=_STYLES[kind], label=label)
     num_above = sum(value > highest for value in values)
     below = "step"

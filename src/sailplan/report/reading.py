@@ -11,11 +11,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from sailplan.errors import SailplanError
 from sailplan.records import from_json
+from sailplan.run.secrets import is_secret
 
 T = TypeVar("T")
 
 _MOST_BYTES = 2**28
 """No file of a run is larger that a report reads whole; a larger one is something else."""
+
+_NOT_TOLD = "(not told: there is a secret in it)"
 
 BROKEN = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError),
@@ -45,6 +48,11 @@ def text_of(path: Path) -> str:
 def json_of(path: Path) -> Any:
     """Returns the JSON of a file; None where it holds none."""
     return or_else(None, lambda: json.loads(text_of(path)))
+
+
+def told(words: str) -> str:
+    """Returns words that go into a report, which is there to be sent; none that hold a secret."""
+    return _NOT_TOLD if is_secret("", words) else words
 
 
 def mapping_of(value: Any) -> dict[str, Any]:

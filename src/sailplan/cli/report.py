@@ -1,0 +1,102 @@
+"""`sailplan report RUN`: a run as one page, its curves as a picture, its numbers as JSON."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sailplan.run.config import Run
+
+
+def report(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, a run file, or a name that `sailplan runs` shows here."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The page; report.html in the run's directory."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Write the curves to this picture too.")
+    ] = None,
+    json: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write all numbers too; - prints them."),
+    ] = None,
+) -> None:
+    """Writes one page of a run: what was run, its curves, what it took, and base against tuned.
+
+    The page is a single file that needs nothing else: it opens from disk, and can be sent. It tells
+    what is there, of a run that trains as of one that has ended; `sailplan compare` adds samples
+    and scores.
+    """
+    from sailplan.pages.render import write_page
+    from sailplan.report.gather import gather
+    from sailplan.report.page.render import folder_images, render
+    from sailplan.run.paths import RunPaths
+
+    directory, asked = find_reported(run)
+    found = gather(directory, asked=asked)
+    if png is not None:
+        from sailplan.report.png import png_of
+
+        _write(png, png_of(found))
+    if json is not None:
+        from sailplan.report.as_json import text_of_json
+
+        if json == "-":
+            print(text_of_json(found), end="")
+        else:
+            _write(Path(json), text_of_json(found).encode())
+    page = output or RunPaths(directory).report_file
+    write_page(page, render(found, images=folder_images(directory)))
+    written = [path for path in (png, json) if path not in (None, "-")]
+    for path in (*written, page):  # with `--json -`, standard output is the numbers alone
+        print(path, file=sys.stderr if json == "-" else sys.stdout)
+
+
+def find_reported(name: str) -> tuple[Path, Run | None]:
+    """Returns the directory that is meant, and the run as its file has it where that was named.
+
+    Args:
+        name: A directory, a run file, or a directory's name below the one where runs usually lie.
+
+    Raises:
+        RunFileError: There is none, or the run file is wrong.
+        OutputError: There is nothing in it to report.
+    """
+    from sailplan.cli.run_files import find_run_file
+    from sailplan.cli.runs import usual_folder
+    from sailplan.errors import OutputError
+    from sailplan.report.gather import is_there
+    from sailplan.run.config import Run
+    from sailplan.run.directory import RunDirectory
+
+    path = Path(name).expanduser()
+    for folder in (path, usual_folder() / path):
+        if name and is_there(folder):
+            return folder, None
+    asked = Run.from_file(find_run_file(name))
+    directory = RunDirectory.of(asked).path
+    if not is_there(directory):
+        todo = "train it (`sailplan train`), or have its base answer (`sailplan compare`)"
+        raise OutputError(f"there is nothing to report in {directory} yet", todo=todo)
+    return directory, asked
+
+
+def _write(path: Path, content: bytes) -> None:
+    from sailplan.errors import OutputError
+    from sailplan.files import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
