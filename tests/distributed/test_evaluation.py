@@ -33,7 +33,6 @@ def test_held_out_loss_and_best_weights_are_those_of_one_process(
         "save_steps": 1,
         "max_steps": 3,
         "load_best_model_at_end": True,
-        "eval_generations": 1,
         "eval_generation_tokens": 4,
         # So high that every step makes it worse.
         "learning_rate": 3.0,
@@ -55,5 +54,23 @@ def test_held_out_loss_and_best_weights_are_those_of_one_process(
     saved = load_file(out / "model.safetensors")
     assert all(saved[name].equal(kept[name]) for name in kept)
     answers = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
-    assert [answer["step"] for answer in answers] == [1, 2, 3]
+    assert [answer["step"] for answer in answers] == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
     assert f"saved the model to {out}" in done.stdout
+
+    again = tmp_path / "again"
+    values |= {"output_dir": again, "save_strategy": "no", "load_best_model_at_end": False}
+    if preset == "ddp":  # the first rank cannot write; both go on without
+        again.mkdir()
+        (again / "generations").write_text("in the way")
+    else:
+        values["eval_generations"] = 0
+    done = accelerate_launch(flags(values), preset=preset, processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("held-out rows are not answered any more") == (preset == "ddp")
+    assert not (again / "generations.jsonl").exists()
+    assert losses_of(again) == losses_of(out)
+
+
+def losses_of(out: Path) -> list[float]:
+    records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [record[name] for record in records for name in ("loss", "eval_loss") if name in record]

@@ -31,6 +31,7 @@ def run_file(folder: Path, model: Path, **values: Any) -> Path:
         "eval_size": 4,
         "eval_strategy": "steps",
         "eval_steps": 4,
+        "eval_generation_tokens": 8,
         "save_steps": 4,
         "logging_steps": 1,
         "bf16": False,

@@ -43,6 +43,10 @@ def twice(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], 
         "per_device_train_batch_size": 1,
         "logging_steps": 1,
         "save_steps": 2,
+        "eval_size": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "eval_generation_tokens": 4,
         "report_to": ["tensorboard", *(["wandb"] if HAS_WANDB else [])],
     }
     train({**values, "max_steps": 4})
@@ -61,6 +65,31 @@ def test_tensorboard_shows_one_curve_without_what_was_given_up(twice: Path) -> N
     assert not (twice / "runs").exists()
 
 
+def test_tensorboard_has_every_metric_that_is_recorded(twice: Path) -> None:
+    curves = EventAccumulator(str(twice / "tensorboard")).Reload()
+    shown = {
+        (tag, event.step): event.value
+        for tag in curves.Tags()["scalars"]
+        for event in curves.Scalars(tag)
+    }
+    recorded = {
+        ("eval/" + name[5:] if name.startswith("eval_") else "train/" + name, record["step"]): value
+        for record in read_metrics(twice / "metrics.jsonl")
+        for name, value in record.items()
+        if name not in ("step", "time")
+    }
+    assert ("eval/loss", 6) in recorded
+    assert shown == pytest.approx(recorded, rel=1e-5, nan_ok=True)
+
+
+def test_answers_are_one_series_for_trackers_and_all_in_their_file(twice: Path) -> None:
+    curves = EventAccumulator(str(twice / "tensorboard")).Reload()
+    texts = [tag for tag in curves.Tags()["tensors"] if tag.startswith("held_out_answers/")]
+    assert [[event.step for event in curves.Tensors(tag)] for tag in texts] == [[2, 4, 6]] * 2
+    lines = map(json.loads, (twice / "generations.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines] == [2, 2, 4, 4, 4, 4, 6, 6]
+
+
 def test_metrics_are_one_series_without_what_was_given_up(twice: Path) -> None:
     records = read_metrics(twice / "metrics.jsonl")
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4, 5, 6]
@@ -73,6 +102,8 @@ def test_metrics_are_one_series_without_what_was_given_up(twice: Path) -> None:
 def test_wandb_has_one_id_and_writes_into_the_run_directory(twice: Path) -> None:
     kept = json.loads((twice / "trackers.json").read_text())["wandb"]
     started = sorted((twice / "wandb").glob("offline-run-*"))
+    tables = [len(list(path.rglob("held_out_answers*.table.json"))) for path in started]
+    assert tables == [2, 2]
     assert [path.name.rpartition("-")[2] for path in started] == [kept, kept]
 
 

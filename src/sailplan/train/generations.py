@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sailplan.data.token_rows import column
-from sailplan.errors import SailplanError
-from sailplan.evaluate.generate import Sampling, generate
+from sailplan.errors import DataError, SailplanError
+from sailplan.evaluate.generate import Question, Sampling, generate
 from sailplan.evaluate.held_out import Asked, held_out_questions
 from sailplan.evaluate.speaker import Speaker
 from sailplan.files import write_atomically
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 _ANSWERING = "answering held-out rows"
 
 
-def watch_generations(
-    run: Run, data: Prepared, rows: Rows, format: Format, opener: ImageOpener, trainer: Trainer
-) -> None:
-    """Has the trainer ask the first rows that it evaluates, at each evaluation, where it does.
+def watched_rows(
+    run: Run, data: Prepared, rows: Rows, format: Format, opener: ImageOpener
+) -> dict[str, Asked]:
+    """Returns the first rows that are evaluated as questions; none where the run does not evaluate.
 
     Args:
         run: The run.
@@ -49,52 +49,27 @@ def watch_generations(
         rows: The raw rows.
         format: How they become samples.
         opener: Opens their images.
-        trainer: The trainer, whose model answers.
+
+    Returns:
+        The questions by a name of each row that is the same in every launch.
 
     Raises:
         DataError: A row cannot be asked, and `eval_generations` is written in the run.
     """
-    if trainer.args.eval_strategy == "no" or data.eval is None:
-        return
+    if run.get("eval_strategy") in (None, "no") or data.eval is None:
+        return {}
     indices = column(data.eval, "row")[: run.get("eval_generations")].tolist()
-    if not indices:
-        return
-    questions = Questions(rows, format, opener, indices)
-    if run.is_set("eval_generations"):
-        questions.ask()
-    trainer.add_callback(GenerationLog(run, questions, trainer))
-
-
-class Questions:
-    """The watched rows; their images are opened when they are asked, and not kept.
-
-    Args:
-        rows: The raw rows.
-        format: How they become samples.
-        opener: Opens their images.
-        indices: Which of the held-out rows.
-    """
-
-    def __init__(
-        self, rows: Rows, format: Format, opener: ImageOpener, indices: Sequence[int]
-    ) -> None:
-        self._rows, self._format, self._opener, self._indices = rows, format, opener, indices
-
-    def ask(self) -> list[Asked]:
-        """Returns the rows as questions.
-
-        Raises:
-            DataError: A row is wrong, named by its number.
-        """
-        return held_out_questions(self._rows, self._format, self._opener, self._indices)
-
-    def names(self, asked: Sequence[Asked]) -> list[tuple[str, ...]]:
-        """Returns a file name for each image of each row, the same in every launch."""
-        numbers = [self._rows.numbers["eval"][index] for index in self._indices]
-        return [
-            tuple(f"{number}-{place}.webp" for place in range(len(one.question.images)))
-            for number, one in zip(numbers, asked, strict=True)
-        ]
+    try:
+        asked = held_out_questions(rows, format, opener, indices)
+        for one in asked if run.is_set("eval_generations") else ():
+            one.images()
+    except DataError as error:
+        if run.is_set("eval_generations"):
+            raise
+        say(f"held-out rows are not answered: {error}")
+        return {}
+    names = [str(rows.numbers["eval"][index]) for index in indices]
+    return dict(zip(names, asked, strict=True))
 
 
 class GenerationLog(TrainerCallback):
@@ -106,14 +81,14 @@ class GenerationLog(TrainerCallback):
 
     Args:
         run: The run.
-        questions: What is asked.
+        asked: What is asked, as `watched_rows` returns it.
         trainer: The trainer, whose model answers.
     """
 
-    def __init__(self, run: Run, questions: Questions, trainer: Trainer) -> None:
+    def __init__(self, run: Run, asked: Mapping[str, Asked], trainer: Trainer) -> None:
         self._directory = RunDirectory.of(run)
         self._sampling = Sampling(max_new_tokens=run.get("eval_generation_tokens"), temperature=0)
-        self._questions, self._trainer = questions, trainer
+        self._asked, self._trainer = asked, trainer
         self._trackers = Trackers(trainer.callback_handler)
         self._is_off = self._has_images = False
 
@@ -133,10 +108,10 @@ class GenerationLog(TrainerCallback):
     def _failure(self, state: TrainerState) -> str | None:
         """Asks and writes down; returns what went wrong, in a line."""
         try:
-            asked = self._questions.ask()
-            answers = self._answers(asked)
+            questions = [one.question for one in self._asked.values()]
+            answers = self._answers(questions)
             if state.is_world_process_zero:
-                self._write(asked, answers, state.global_step)
+                self._write(questions, answers, state.global_step)
         except torch.OutOfMemoryError:
             if _is_sharded(self._trainer):
                 raise  # other ranks wait for this one's shards, and it cannot tell them
@@ -145,9 +120,8 @@ class GenerationLog(TrainerCallback):
             return str(error) if isinstance(error, SailplanError) else _first_line(error)
         return None
 
-    def _answers(self, asked: Sequence[Asked]) -> list[str]:
+    def _answers(self, questions: Sequence[Question]) -> list[str]:
         trainer = self._trainer
-        questions = [one.question for one in asked]
         with _untouched(trainer.model), trainer.compute_loss_context_manager():
             speaker = Speaker.of(
                 trainer.model, trainer.processing_class, chat=bool(questions[0].messages)
@@ -157,30 +131,31 @@ class GenerationLog(TrainerCallback):
             said = generate(speaker, questions, self._sampling, batch_size=batch_size)
             return [answer.text for answer in said]
 
-    def _write(self, asked: Sequence[Asked], answers: Sequence[str], step: int) -> None:
-        names = self._questions.names(asked)
-        if not self._has_images:
-            for one, of_row in zip(asked, names, strict=True):
-                for image, name in zip(one.question.images, of_row, strict=True):
-                    self._directory.generations.mkdir(parents=True, exist_ok=True)
-                    write_atomically(self._directory.generations / name, thumbnail(image))
-            self._has_images = True
-        answered = [
-            Answered(
-                place=one.place,
-                prompt=one.prompt,
-                reference=one.answer,
-                answer=answer,
-                images=tuple(self._directory.generations / name for name in of_row),
+    def _write(self, questions: Sequence[Question], answers: Sequence[str], step: int) -> None:
+        folder, answered = self._directory.generations, []
+        for (name, one), question, answer in zip(
+            self._asked.items(), questions, answers, strict=True
+        ):
+            images = {folder / f"{name}-{n}.webp": image for n, image in enumerate(question.images)}
+            for path, image in () if self._has_images else images.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, thumbnail(image))
+            answered.append(
+                Answered(
+                    place=one.place,
+                    prompt=one.prompt,
+                    reference=one.answer,
+                    answer=answer,
+                    images=tuple(images),
+                )
             )
-            for one, answer, of_row in zip(asked, answers, names, strict=True)
-        ]
+        self._has_images = True
         lines = [json.dumps(_record(step, one), ensure_ascii=False) + "\n" for one in answered]
         # Lone surrogates, which broken data may hold, are no text.
         with self._directory.generations_file.open("a", encoding="utf-8", errors="replace") as file:
             file.writelines(lines)
-        for name, why in self._trackers.show(step, answered):
-            say(f"answers to held-out rows are not shown in {name} any more: {why}")
+        for tracker, why in self._trackers.show(step, answered):
+            say(f"answers to held-out rows are not shown in {tracker} any more: {why}")
 
 
 def _record(step: int, one: Answered) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def train(run: Run) -> None:
         from sailplan.train.callbacks import DataFile, MetricsFile, PlainProgress
         from sailplan.train.evaluation import early_stopping
         from sailplan.train.finish import check_saved
-        from sailplan.train.generations import watch_generations
+        from sailplan.train.generations import GenerationLog, watched_rows
         from sailplan.train.guards.bad_rows import count_bad_rows
         from sailplan.train.guards.gradients import GradientGuard
         from sailplan.train.guards.hang.watch import hang_watch
@@ -106,6 +106,7 @@ def train(run: Run) -> None:
     encoder = Encoder.of(run, processor, family)
     data = prepare(run, rows, format, encoder, opener)
     say(*data.notes)
+    watched = watched_rows(run, data, rows, format, opener)
     if args.process_index == 0:
         say(*check_own_ids(encoder, format, opener, rows, data.train))
 
@@ -140,7 +141,8 @@ def train(run: Run) -> None:
         ],
     )
     settle_saving(run, trainer, checkpoint)
-    watch_generations(run, data, rows, format, opener, trainer)
+    if watched:
+        trainer.add_callback(GenerationLog(run, watched, trainer))
     if args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(PlainProgress())

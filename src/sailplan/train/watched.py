@@ -90,13 +90,18 @@ def _tensorboard(callback: Any, step: int, answered: Sequence[Answered], is_firs
     writer.flush()  # else a crash would lose the last two minutes
 
 
-def _wandb(callback: Any, step: int, answered: Sequence[Answered], *_: Any) -> None:
+def _wandb(callback: Any, step: int, answered: Sequence[Answered], is_first: bool) -> None:
     wandb = callback._wandb
     if wandb is None or wandb.run is None:
         return
     columns, rows = _columns(answered, lambda path: wandb.Image(str(path)))
     table = wandb.Table(columns=["step", *columns], data=[[step, *row] for row in rows])
-    wandb.log({NAME: table, "train/global_step": step})
+    pictures = {
+        f"{NAME}/{row.place}": [wandb.Image(str(path)) for path in row.images]
+        for row in answered
+        if is_first and row.images
+    }
+    wandb.log({NAME: table, **pictures, "train/global_step": step})
 
 
 def _trackio(callback: Any, step: int, answered: Sequence[Answered], *_: Any) -> None:
