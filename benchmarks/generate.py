@@ -184,16 +184,16 @@ def in_batches(
     speaker: Speaker, rows: Sequence[Asked], lengths: Sequence[int], sampling: Any, size: int
 ) -> list[str]:
     """Answers rows as `sailplan compare` does."""
-    from sailplan.evaluate.generate import generate
+    from sailplan.evaluate.answers import Waiting, answers, batches
 
-    order = sorted(range(len(rows)), key=lambda index: (-lengths[index], index))
+    waiting = [
+        Waiting(key=str(index), asked=row, num_tokens=lengths[index])
+        for index, row in enumerate(rows)
+    ]
     said = [""] * len(rows)
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
-        questions = [rows[index].question for index in part]
-        answers = generate(speaker, questions, sampling, batch_size=size)
-        for index, answer in zip(part, answers, strict=True):
-            said[index] = answer.text
+    for found in answers(speaker, batches(waiting, size), sampling):
+        for key, answer in found.items():
+            said[int(key)] = answer.text
     return said
 
 
