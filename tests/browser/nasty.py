@@ -58,8 +58,8 @@ NAMES = ('<img src=x onerror="window.broken = 5">', "../../../etc/passwd", "a b'
 
 NUM_ROWS = 50
 
-_TITLES = ("rouge_l", "chrf", "loss", "exact_match", "token_f1", "answer_tokens")
-_BETTER = {"loss": "lower", "answer_tokens": "neither"}
+_SCORES = ("loss", "perplexity", "exact_match", "rouge_l", "chrf", "colour<b>", "answer_words")
+_BETTER = {"loss": "lower", "perplexity": "lower", "answer_words": "neither"}
 
 
 def drawn(number: int, width: int = 480, height: int = 360) -> bytes:
@@ -228,7 +228,7 @@ def comparison_of(sides: tuple[str, ...], rows: list[Row], words: str = "") -> C
                 },
                 changes={side: change(number, -1 if name == "loss" else 1) for side in sides[1:]},
             )
-            for number, name in enumerate(_TITLES)
+            for number, name in enumerate(_SCORES)
         ),
         split="test",
         num_held_out=240,

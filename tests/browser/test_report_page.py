@@ -158,7 +158,8 @@ def test_filter_shows_those_samples_and_counts_them(
 
 
 def test_order_by_change_and_by_length_puts_these_first(browser: Browser, page_path: Path) -> None:
-    gain = "Number(document.querySelector('#sample-{} [data-side=\"1\"] [data-gain]').dataset.gain)"
+    mark = "document.querySelector('#sample-{} [data-side=\"1\"] [data-score=rouge_l]')"
+    gain = f"Number({mark}.dataset.gain)"
     with opened(browser, page_path) as found:
         page = found.page
         in_data = places(page)

@@ -26,10 +26,14 @@ def thumbnail(image: Image.Image, *, longest: int = LONGEST, quality: int = 85) 
         longest: The most pixels of a side.
         quality: WebP's, of 100.
     """
-    small = image.convert("RGB")
-    small.thumbnail((longest, longest))
+    # Shrunk first where that is the same: a picture of 8,000 pixels has 200 MB.
+    small = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    scale = longest / max(small.size)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in small.size)
+        small = small.resize((width, height), reducing_gap=2.0)
     buffer = io.BytesIO()
-    small.save(buffer, format="WEBP", quality=quality)
+    small.convert("RGB").save(buffer, format="WEBP", quality=quality)
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sailplan.evaluate.comparison import Change, Estimate, Verdict
-from sailplan.report.page.numbers import change, number
+from sailplan.report.page.numbers import change_of, value_of
 from sailplan.report.page.render import folder_images, render
 from sailplan.report.page.samples import limit_of
 from sailplan.report.page.verdicts import stands
@@ -78,21 +78,36 @@ def test_verdict_is_what_the_scores_together_say(verdicts: tuple[Verdict, ...], 
             score,
             changes={"tuned": Change(difference=estimate, p_value=0.01, verdict=verdict)},
         )
-        for score, verdict in zip(comparison.scores, verdicts, strict=False)
+        for score, verdict in zip(comparison.scores[2:], verdicts, strict=False)
     )
     (stand,) = stands(replace(comparison, scores=scores))
     assert stand.words == words
 
 
-def test_numbers_have_about_three_digits_and_changes_their_sign() -> None:
+def test_numbers_have_about_three_digits_and_shares_are_percent() -> None:
     values = (0.48712, 2.3149, 48.71, 1204.2, 0.0, -0.0001, -0.25)
-    assert [number(value) for value in values] == [
+    assert [value_of("loss", value) for value in values] == [
         *("0.487", "2.31", "48.7", "1,204", "0.000", "0.000", "\u22120.250"),
     ]
-    assert [change(value) for value in (0.2, 0.0, -0.2, 0.00001)] == [
+    assert value_of("exact_match", 0.125) == "12.5 %"
+    assert value_of("mine", 0.125) == "0.125"
+    assert value_of("loss", float("nan")) == "nan"
+
+
+def test_changes_have_their_sign() -> None:
+    assert [change_of("loss", value) for value in (0.2, 0.0, -0.2, 0.00001)] == [
         *("+0.200", "0.000", "\u22120.200", "0.000"),
     ]
-    assert number(float("nan")) == "nan"
+    assert change_of("exact_match", 0.125) == "+12.5"
+
+
+def test_verdict_weighs_each_main_score_once_and_the_users_own_first() -> None:
+    comparison = small_report().comparison
+    assert comparison is not None
+    (stand,) = stands(comparison)
+    assert stand.tiles[0].name == "colour<b>"
+    assert [tile.name for tile in stand.tiles[1:]] == ["loss", "exact_match", "rouge_l"]
+    assert stand.detail == "better in 3, worse in 1, unclear in 1 of 5 scores"
 
 
 def test_texts_are_cut_where_all_together_would_be_a_large_file() -> None:

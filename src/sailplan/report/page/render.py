@@ -16,13 +16,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from sailplan.evaluate.scores.names import TITLES
 from sailplan.pages.render import environment
 from sailplan.report.charts import chart
 from sailplan.report.page import numbers
 from sailplan.report.page.memory import bars_of
 from sailplan.report.page.pictures import Picture, embedded
 from sailplan.report.page.samples import compared, compared_image, limit_of, samples, shown
-from sailplan.report.page.verdicts import stands, title_of, whisker
+from sailplan.report.page.verdicts import stands, whisker
 from sailplan.report.record import Fact, Report
 from sailplan.run.paths import RunPaths
 
@@ -63,11 +64,11 @@ def render(report: Report, *, images: Callable[[str], bytes | None]) -> str:
             limit=limit_of(num_said),
             shown=shown,
             compared=compared,
-            title_of=title_of,
-            whisker=whisker,
+            title_of=numbers.title_of,
+            value_of=numbers.value_of,
+            change_of=numbers.change_of,
             minus=numbers.MINUS,
-            number=numbers.number,
-            change=numbers.change,
+            whisker=whisker,
         )
     )
 
@@ -111,9 +112,11 @@ def _groups(facts: tuple[Fact, ...]) -> dict[str, list[Fact]]:
 
 
 def _row_scores(report: Report) -> list[str]:
-    """Returns the scores that tell single rows apart as better or worse."""
+    """Returns the scores that tell single rows apart, the one to begin with first."""
     found = report.comparison
     if found is None:
         return []
     in_rows = {name for row in found.rows for scores in row.scores.values() for name in scores}
-    return [s.name for s in found.scores if s.name in in_rows and s.better != "neither"]
+    main = [one.name for one in found.scores if one.name in in_rows and numbers.is_main(one.name)]
+    # The user's own; then one that tells more of single answers than whether they are exact.
+    return sorted(main, key=lambda name: (name in TITLES, name != "rouge_l"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sailplan.evaluate.comparison import Comparison, Row
 from sailplan.report.page.differences import Part, differences
-from sailplan.report.page.verdicts import title_of
+from sailplan.report.page.numbers import is_main
 from sailplan.run.paths import RunPaths
 
 _FOLDED_CHARACTERS = 700
@@ -40,7 +40,6 @@ class Mark:
     """One score of one answer."""
 
     name: str
-    title: str
     value: float
     change: float | None
     """Against the base's answer; None of the base's own."""
@@ -144,8 +143,8 @@ def _said(
 
 
 def _marks(row: Row, side: str, base: str | None, directions: Mapping[str, int]) -> Iterator[Mark]:
-    """Yields the scores of an answer, those first that the comparison has first."""
-    found = row.scores.get(side, {})
+    """Yields the main scores of an answer, those first that the comparison has first."""
+    found = {name: value for name, value in row.scores.get(side, {}).items() if is_main(name)}
     against = row.scores.get(base, {}) if base is not None else {}
     for name in sorted(found, key=list({**directions, **found}).index):
         change = found[name] - against[name] if name in against else None
@@ -153,7 +152,7 @@ def _marks(row: Row, side: str, base: str | None, directions: Mapping[str, int])
         gain = None if change is None or not sign else sign * change
         if gain is not None and abs(gain) < _ALIKE:
             gain = 0.0
-        yield Mark(name=name, title=title_of(name), value=found[name], change=change, gain=gain)
+        yield Mark(name=name, value=found[name], change=change, gain=gain)
 
 
 def compared(answer: str, reference: str, limit: int) -> tuple[Text, bool]:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sailplan.evaluate.comparison import Change, Comparison, Estimate, Score, Side, Verdict
+from sailplan.evaluate.scores.names import TITLES
+from sailplan.report.page.numbers import is_main
 
 _MOST_TILES = 4
-"""Scores of a side that its verdict shows."""
+"""Main scores of a side that its verdict shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +27,7 @@ class Whisker:
 class Tile:
     """One score of a side beside the base's."""
 
-    title: str
+    name: str
     base: Estimate
     tuned: Estimate
     change: Change
@@ -44,11 +46,6 @@ class Stand:
     tiles: tuple[Tile, ...]
 
 
-def title_of(name: str) -> str:
-    """Returns a score's name for people."""
-    return name.replace("_", " ")
-
-
 def stands(comparison: Comparison) -> tuple[Stand, ...]:
     """Returns how each side but the base stands, in the order of the sides."""
     return tuple(_stand(side, comparison) for side in comparison.sides[1:])
@@ -56,7 +53,9 @@ def stands(comparison: Comparison) -> tuple[Stand, ...]:
 
 def _stand(side: Side, comparison: Comparison) -> Stand:
     base = comparison.sides[0].name
-    scores = [one for one in comparison.scores if one.better != "neither" and _has(one, side, base)]
+    scores = [one for one in comparison.scores if is_main(one.name) and _has(one, side, base)]
+    # What a user wrote for these answers tells most of them.
+    scores.sort(key=lambda score: score.name in TITLES)
     counts = Counter(score.changes[side.name].verdict for score in scores)
     better, worse, unclear = (counts[verdict] for verdict in ("better", "worse", "unclear"))
     if better and worse:
@@ -77,7 +76,7 @@ def _stand(side: Side, comparison: Comparison) -> Stand:
         detail=", ".join(found) + of if better + worse + unclear else "no score compares them yet",
         tiles=tuple(
             Tile(
-                title=title_of(score.name),
+                name=score.name,
                 base=score.sides[base],
                 tuned=score.sides[side.name],
                 change=score.changes[side.name],
