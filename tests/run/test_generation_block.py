@@ -50,16 +50,16 @@ def test_run_file_that_is_written_keeps_the_block_and_what_ranks_read_has_none(
     [
         (
             "max_new_tokens: 0",
-            "generation.max_new_tokens is 0; allowed: greater than or equal to 1",
+            "generation.max_new_tokens is '0'; allowed: greater than or equal to 1",
         ),
         (
             "temperature: -0.1",
-            "generation.temperature is -0.1; allowed: greater than or equal to 0",
+            "generation.temperature is '-0.1'; allowed: greater than or equal to 0",
         ),
         ("temperature: hot", "generation.temperature is 'hot'; allowed: a number"),
-        ("top_p: 0", "generation.top_p is 0; allowed: greater than 0"),
-        ("top_p: 1.5", "generation.top_p is 1.5; allowed: less than or equal to 1"),
-        ("seed: -1", "generation.seed is -1; allowed: greater than or equal to 0"),
+        ("top_p: 0", "generation.top_p is '0'; allowed: greater than 0"),
+        ("top_p: 1.5", "generation.top_p is '1.5'; allowed: less than or equal to 1"),
+        ("seed: -1", "generation.seed is '-1'; allowed: greater than or equal to 0"),
         ("batch_size: many", "generation.batch_size is 'many'; allowed: a whole number"),
         ("temperatur: 1", "unknown key generation.temperatur; did you mean temperature?"),
     ],
