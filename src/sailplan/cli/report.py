@@ -37,10 +37,8 @@ def report(
     what is there, of a run that trains as of one that has ended; `sailplan compare` adds samples
     and scores.
     """
-    from sailplan.pages.render import write_page
     from sailplan.report.gather import gather
-    from sailplan.report.page.render import folder_images, render
-    from sailplan.run.paths import RunPaths
+    from sailplan.report.page.render import write
 
     directory, asked = find_reported(run)
     found = gather(directory, asked=asked)
@@ -55,8 +53,7 @@ def report(
             print(text_of_json(found), end="")
         else:
             _write(Path(json), text_of_json(found).encode())
-    page = output or RunPaths(directory).report_file
-    write_page(page, render(found, images=folder_images(directory)))
+    page = write(found, output)
     written = [path for path in (png, json) if path not in (None, "-")]
     for path in (*written, page):  # with `--json -`, standard output is the numbers alone
         print(path, file=sys.stderr if json == "-" else sys.stdout)

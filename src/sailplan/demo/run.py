@@ -18,7 +18,6 @@ from sailplan.hardware.detect import detect
 from sailplan.launcher import local
 from sailplan.launcher.command import Launch, command
 from sailplan.run.config import Run
-from sailplan.run.paths import RunPaths
 
 NUM_TRAIN, NUM_TEST = 2400, 256
 
@@ -138,18 +137,14 @@ def _show(files: Files) -> Path:
     from sailplan.evaluate.compare import compare
     from sailplan.evaluate.sides import sides_of
     from sailplan.evaluate.tasks import Request
-    from sailplan.pages.render import write_page
     from sailplan.report.gather import gather
-    from sailplan.report.page.render import folder_images, render
+    from sailplan.report.page.render import write
 
     _say(f"comparing: sailplan compare {files.qlora_output} --tuned {files.qlora_output}")
     run = Run.from_file(files.qlora_run)
     tuned = [str(files.qlora_output), str(files.merged)]
     compare(run, Request(sides=sides_of(run, tuned=tuned)))
-    page = RunPaths(files.qlora_output).report_file
-    images = folder_images(files.qlora_output)
-    write_page(page, render(gather(files.qlora_output), images=images))
-    return page
+    return write(gather(files.qlora_output))
 
 
 def _measure(

@@ -17,7 +17,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from sailplan.evaluate.scores.names import TITLES
-from sailplan.pages.render import environment
+from sailplan.pages.render import environment, write_page
 from sailplan.report.charts import chart
 from sailplan.report.page import numbers
 from sailplan.report.page.memory import bars_of
@@ -71,6 +71,18 @@ def render(report: Report, *, images: Callable[[str], bytes | None]) -> str:
             whisker=whisker,
         )
     )
+
+
+def write(report: Report, page: Path | None = None) -> Path:
+    """Writes the page of a report, and returns where: in the run's directory unless it is said.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    directory = Path(report.path)
+    page = page or RunPaths(directory).report_file
+    write_page(page, render(report, images=folder_images(directory)))
+    return page
 
 
 def folder_images(folder: Path) -> Callable[[str], bytes | None]:
