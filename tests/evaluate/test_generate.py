@@ -27,7 +27,7 @@ from sailplan.evaluate.generate import (
     text_streamer,
 )
 from sailplan.evaluate.speaker import Speaker, load_speaker
-from tests.support.tiny import FAMILIES
+from tests.support.tiny import FAMILIES, MORE_FAMILIES, TEXT_FAMILIES
 
 SHORT = Sampling(max_new_tokens=12, temperature=0.0)
 
@@ -71,20 +71,27 @@ def adapter(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save_adapter(qwen, tmp_path_factory.mktemp("adapter"))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+OTHERS = [
+    pytest.param(family, marks=() if family == "gemma3" else pytest.mark.slow)
+    for family in MORE_FAMILIES
+]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
 def test_generate_of_a_batch_equals_one_by_one(
     family: str, tiny_model: Callable[[str], Path]
 ) -> None:
     speaker = load_speaker(str(tiny_model(family)))
     red, blue = Image.new("RGB", (56, 84), "red"), Image.new("RGB", (112, 56), "blue")
-    images = [] if family == "llama" else [red, blue]
+    images = [] if family in TEXT_FAMILIES else [red, blue]
     questions = [
         _question("What is this? Say it in as many words as there are.", *images[:1]),
         _question("Why?", *images[1:]),
         _question("How many?", *images),
+        _question("What else?"),
     ]
     alone = list(generate(speaker, questions, SHORT))
-    assert list(generate(speaker, questions, SHORT, batch_size=3)) == alone
+    assert list(generate(speaker, questions, SHORT, batch_size=4)) == alone
     assert all(answer.text for answer in alone)
 
 

@@ -122,9 +122,8 @@ def _inputs(speaker: Speaker, questions: Sequence[Question]) -> Any:
     if processor is tokenizer:
         batch = tokenizer(texts, return_token_type_ids=False, **settings)
         return batch.to(speaker.model.device)
-    images: Any = [list(question.images) for question in questions]
-    if not family_of(speaker.model.config).nested_images:
-        images = [image for of_question in images for image in of_question]
+    # A list for each question, of none where it has no image: so every family knows whose they are.
+    images = [list(question.images) for question in questions]
     batch = processor(text=texts, images=images if any(images) else None, **settings)
     return batch.to(speaker.model.device, speaker.model.dtype)
 
