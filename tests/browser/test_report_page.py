@@ -80,6 +80,8 @@ def test_page_of_the_worst_shows_all_of_it_and_runs_none(
     assert "{{ 7 * 7 }}" in text
     assert CHINESE in text
     assert "more characters are not shown" in text
+    assert "said nothing" in text
+    assert "has not answered yet" in text
 
 
 def test_picture_of_several_rows_is_in_the_page_once(pages: dict[int, Path]) -> None:

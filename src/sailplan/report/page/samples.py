@@ -60,6 +60,8 @@ class Said:
     """Whether the text's parts say how it differs from the reference."""
     is_exact: bool
     """Whether it is the reference, but for spaces around it."""
+    is_empty: bool
+    """Whether it said nothing but spaces."""
     num_tokens: int
     ended: bool
     marks: tuple[Mark, ...]
@@ -125,6 +127,7 @@ def _said(
             text=None,
             is_compared=False,
             is_exact=False,
+            is_empty=False,
             num_tokens=0,
             ended=True,
             marks=marks,
@@ -136,6 +139,7 @@ def _said(
         text=text,
         is_compared=is_compared,
         is_exact=answer.text.strip() == row.reference.strip(),
+        is_empty=not answer.text.strip(),
         num_tokens=answer.num_tokens,
         ended=answer.ended,
         marks=marks,
