@@ -8,10 +8,11 @@ export HF_HUB_OFFLINE ?= 1
 # What DeepSpeed compiles fits one environment: in a shared cache, another's is compiled over it.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo test test-matrix test-wheel check bench clean help
+.PHONY: demo gallery test test-matrix test-wheel check bench clean help
 
 help:
 	@echo "make demo         the whole loop on this machine: draw data, train, compare, report (minutes)"
+	@echo "make gallery      the demo once more, and the pictures of docs/gallery.md of its report"
 	@echo "make test         the test suite"
 	@echo "make test-matrix  the slow tests as well"
 	@echo "make test-wheel   build the wheel, install it in a clean environment, run the demo from there"
@@ -32,6 +33,11 @@ $(OPERATORS): $(READY)
 
 demo: $(READY)
 	$(BIN)/sailplan demo
+
+gallery: $(READY)
+	rm -rf build/gallery
+	$(BIN)/sailplan demo --output build/gallery
+	$(BIN)/python -m tests.browser.take_pictures build/gallery/qlora/report.html docs/pictures
 
 test: $(OPERATORS)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

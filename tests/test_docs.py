@@ -28,7 +28,7 @@ from sailplan.hub.repository import Repository
 from sailplan.launcher.command import ENTRY_MODULE
 from sailplan.launcher.preset import PRESETS
 from sailplan.run.accelerate_flags import accelerate_flags
-from sailplan.run.blocks import LaunchBlock, SlurmBlock
+from sailplan.run.blocks import GenerationBlock, LaunchBlock, SlurmBlock
 from sailplan.run.config import DIFFERENT_DEFAULTS, Run
 from sailplan.run.fields import dataset_table, field_table
 from sailplan.run.legacy import legacy_names, translate
@@ -40,6 +40,7 @@ from sailplan.run.values import Entry, scalar
 from sailplan.train.evaluation import METRICS
 from sailplan.train.optimizer_check import OPTIM_ARGS
 from sailplan.train.throughput import RATES
+from sailplan.train.watched import NAME as ANSWERS
 from tests.cli.test_main import sailplan
 from tests.data.reading import pieces, turn
 from tests.data.test_images import png_header
@@ -181,8 +182,10 @@ CHECKS: Mapping[str, Callable[[list[str]], None]] = {
 
 # Names in the prose
 
+SETTINGS = {"launch": LaunchBlock, "slurm": SlurmBlock, "generation": GenerationBlock}
+
 OTHER_NAMES = {
-    *("launch", "slurm", "env", "accelerate_config", "config"),
+    *(*SETTINGS, "env", "accelerate_config", "config"),
     *PRESETS,
     *PRESETS.values(),
     *dataset_table(),
@@ -212,6 +215,8 @@ OTHER_NAMES = {
     *RATES,
     *TITLES,
     "num_images",  # of a row, for a score of the user's own
+    "generation_config",  # a model's own
+    ANSWERS,
 }
 
 
@@ -229,8 +234,9 @@ def test_options_in_the_prose_are_options_of_today(page: Path) -> None:
         for span in re.findall(r"`([^`]+)`", paragraph):
             span = " ".join(span.split())
             option = re.fullmatch(r"--(\w+)( .*)?|([a-z_.]+):( .*)?|([a-z\d]+(?:_[a-z\d]+)+)", span)
-            if span.startswith("launch."):
-                assert span.partition(".")[2].split(":")[0] in LaunchBlock.model_fields, span
+            block, _, key = span.partition(".")
+            if block in SETTINGS:
+                assert key.split(":")[0] in SETTINGS[block].model_fields, span
             elif option:
                 name = option[1] or option[3] or option[5]
                 assert {name, name.removeprefix("no_")} & known, span

@@ -1,6 +1,6 @@
 """Takes the pictures of docs/gallery.md of a demo's report, in a real browser.
 
-python -m tests.browser.take_pictures REPORT docs/pictures
+python -m tests.browser.take_pictures REPORT docs/pictures    # make gallery does it
 """
 
 from __future__ import annotations
