@@ -197,6 +197,7 @@ def test_rank_that_fails_is_named_and_what_others_answered_is_kept(run: Path) ->
         (["--generation.top_p", "2"], 2, "generation.top_p is '2'"),
         (["--score", "nowhere:score"], 2, "nowhere"),
         (["--generaton.top_p", "1"], 2, "unknown flag"),
+        (["--samples", "0", "--loss-samples", "0"], 2, "leave nothing to compare"),
     ],
 )
 def test_mistake_is_one_line(tuned: Path, flags: list[str], code: int, message: str) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from sailplan.cli.run_files import CONTEXT_SETTINGS as CONTEXT_SETTINGS
 from sailplan.cli.run_files import find_run_file
-from sailplan.errors import TrainingError
+from sailplan.errors import RunFileError, TrainingError
 from sailplan.imports import calm_libraries, quick_imports
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def compare(
         from sailplan.evaluate.sides import sides_of
         from sailplan.evaluate.tasks import HELD_OUT, Request
 
+    if not samples and loss_samples == 0:
+        raise RunFileError("--samples 0 and --loss-samples 0 leave nothing to compare")
     custom = [find_custom(name) for name in score or ()]
     request = Request(
         sides=sides_of(wanted, base=base, tuned=tuned or (), adapters=adapter or ()),

@@ -28,6 +28,7 @@ from sailplan.model.families import family_of
 from sailplan.model.processor import load_processor_and_tokens
 from sailplan.model.source import load_config
 from sailplan.model.vocabulary import grown
+from sailplan.progress import track
 
 if TYPE_CHECKING:
     import datasets
@@ -171,7 +172,10 @@ def _task(load: Load, request: Request, wanted: list[int]) -> tuple[Task, list[i
         numbers=tuple(chosen),
         loss_rows=loss_rows,
         loss_numbers=tuple(kept[losing].tolist()),
-        loss_identities=tuple(_identity(row, format, opener) for row in loss_rows),
+        loss_identities=tuple(
+            _identity(row, format, opener)
+            for row in track(loss_rows, label="reading held-out rows", total=len(loss_rows))
+        ),
         lengths=tuple(lengths[losing].tolist()),
         num_held_out=len(there),
         notes=(*notes, *told),
