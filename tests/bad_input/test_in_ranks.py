@@ -220,7 +220,7 @@ def test_truncated_image_ends_training_in_one_line(
     assert_one_line(end, 4, "error: train row 0 (from 0): image 'a.png' is corrupt or cut off: ")
     # It had begun to train.
     assert {path.name for path in (here / "out").iterdir()} == {
-        *("run.yaml", "train.yaml", "metrics.jsonl", "state.json", "run.lock")
+        *("run.yaml", "train.yaml", "metrics.jsonl", "data.json", "state.json", "run.lock")
     }
 
 
