@@ -7,6 +7,10 @@ from sailplan.evaluate.scores.names import SHARES, TITLES
 from sailplan.supervise.shown import console_of
 from sailplan.terminal import harmless
 
+_WIDTH_OF_A_CHANGE = 44
+_WIDTH_OF_THE_REST = 48
+"""In letters; where there is less room, changes stand without their intervals."""
+
 STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
 
 
@@ -18,6 +22,8 @@ def print_comparison(found: Comparison) -> None:
 
     console = console_of()
     names = [side.name for side in found.sides]
+    room = _WIDTH_OF_THE_REST + _WIDTH_OF_A_CHANGE * (len(names) - 1)
+    intervals = console.width >= room
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("score")
     for name in names:
@@ -32,8 +38,7 @@ def print_comparison(found: Comparison) -> None:
             if change is None:
                 cells += ["", ""]
                 continue
-            sign = "+" if change.difference.value > 0 else ""
-            cells.append(sign + _interval(score, change.difference))
+            cells.append(_change(score, change.difference, interval=intervals))
             words = "" if score.better == "neither" else change.verdict
             cells.append(Text(words, style=STYLES[change.verdict]))
         table.add_row(TITLES.get(score.name, harmless(score.name)), *cells)
@@ -41,18 +46,20 @@ def print_comparison(found: Comparison) -> None:
     told = f"{len(found.rows)} of {found.num_held_out} rows of {harmless(found.split)} answered"
     if found.num_loss_rows:
         told += f", losses over {found.num_loss_rows}"
-    console.print(f"{told}; brackets: 95 % intervals; unclear: it may be chance (p ≥ 0.05)")
+    brackets = "brackets: 95 % intervals; " if intervals else ""
+    console.print(f"{told}; {brackets}unclear: it may be chance (p ≥ 0.05)")
 
 
 def _number(score: Score, estimate: Estimate | None) -> str:
     return "" if estimate is None else shown(score.name, estimate.value)
 
 
-def _interval(score: Score, estimate: Estimate) -> str:
+def _change(score: Score, difference: Estimate, *, interval: bool) -> str:
     value, low, high = (
-        shown(score.name, one) for one in (estimate.value, estimate.low, estimate.high)
+        shown(score.name, one) for one in (difference.value, difference.low, difference.high)
     )
-    return f"{value} [{low}, {high}]"
+    signed = f"+{value}" if difference.value > 0 else value
+    return f"{signed} [{low}, {high}]" if interval else signed
 
 
 def shown(name: str, value: float) -> str:
