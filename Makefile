@@ -54,6 +54,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
+	$(BIN)/python benchmarks/answers_at_once.py
 	$(BIN)/python benchmarks/launch_overhead.py
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/inspect_speed.py

@@ -39,6 +39,7 @@ def report(
     """
     from sailplan.report.gather import gather
     from sailplan.report.page.render import write
+    from sailplan.run.paths import RunPaths
 
     directory, asked = find_reported(run)
     found = gather(directory, asked=asked)
@@ -53,7 +54,7 @@ def report(
             print(text_of_json(found), end="")
         else:
             _write(Path(json), text_of_json(found).encode())
-    page = write(found, output)
+    page = write(found, output or RunPaths(directory).report_file)
     written = [path for path in (png, json) if path not in (None, "-")]
     for path in (*written, page):  # with `--json -`, standard output is the numbers alone
         print(path, file=sys.stderr if json == "-" else sys.stdout)
