@@ -18,6 +18,8 @@ from sailplan.evaluate.comparison import Comparison, read_comparison
 from tests.support.markdown import blocks
 from tests.support.rows import draw
 
+pytestmark = pytest.mark.timeout(900)  # ten commands, imports and all
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "first-run.md"
 RUN = "qwen2_vl_7b-qlora-1x24gb"
 OUTPUT = Path("runs") / "qwen2_vl_7b-qlora-amazon"
@@ -41,7 +43,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Compariso
     Model and data are the demo's, whose rows have the columns of the how-to's.
     """
     folder = tmp_path_factory.mktemp("first")
-    write_catalogue(folder / "catalogue", num_train=40, num_test=0, seed=0)
+    write_catalogue(folder / "catalogue", num_train=40, num_test=1, seed=0)
+    (folder / "catalogue" / "test.jsonl").unlink()  # the how-to's data have one split
     texts = [row["description"] for row in _rows(folder / "catalogue" / "train.jsonl")]
     build_model(folder / "model", texts=texts, seed=0)
     draw(folder / "shoe.png", colour="red", size=(80, 60))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -18,6 +19,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 HERE = ["--launch.cpu", "true", "--max_steps", "1"]
 
 
+@pytest.mark.timeout(900)  # twelve commands, imports and all
 def test_quick_start_for_one_card_runs_to_its_end(
     tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
@@ -41,6 +43,8 @@ def test_quick_start_for_one_card_runs_to_its_end(
             rest += HERE + ["--dry-run"] * (verb in verbs and rest[-1] != "products.yaml")
         if verb == "doctor":
             rest += HERE
+        if verb == "compare":
+            rest += ["--generation.max_new_tokens", "8"]
         done = subprocess.run(
             [sys.executable, "-m", "sailplan", verb, *rest],
             cwd=tmp_path,

@@ -70,6 +70,9 @@ def fail(what: str, rank: int, config: dict[str, object]) -> None:
         wait_for_failure(1)
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     if what == "killed" and rank == 1:
+        began = RunDirectory(Path(str(config["output_dir"]))).metrics_file
+        while not began.exists():  # the other rank says that training has begun
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "killed":
         time.sleep(100)  # the launcher ends it

@@ -80,7 +80,9 @@ def test_packed_run_has_the_curve_of_the_padded_one(curve: Curve, values: dict[s
 
     assert len(padded) == 3
     assert padded[2] != padded[0]
-    assert curve("pack", **values) == pytest.approx(padded, rel=1e-5)
+    # TRL trains QLoRA's adapters in bfloat16: an update rounds up here and down there.
+    tolerance = 1e-4 if values.get("load_in_4bit") else 1e-5
+    assert curve("pack", **values) == pytest.approx(padded, rel=tolerance)
 
 
 def test_noise_on_embeddings_is_trained_with_packed(curve: Curve) -> None:
