@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from sailplan.errors import RunFileError
+from sailplan.errors import OutputError, RunFileError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -60,6 +60,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Writes a file that a user asked for, as `write_atomically`, and the folders above it.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _umask() -> int:

@@ -88,14 +88,14 @@ def compare(
         from sailplan.evaluate import compare as room
         from sailplan.evaluate.scores.custom import find_custom
         from sailplan.evaluate.sides import sides_of
-        from sailplan.evaluate.tasks import HELD_OUT, Request
+        from sailplan.evaluate.tasks import Request
 
     if not samples and loss_samples == 0:
         raise RunFileError("--samples 0 and --loss-samples 0 leave nothing to compare")
     custom = [find_custom(name) for name in score or ()]
     request = Request(
         sides=sides_of(wanted, base=base, tuned=tuned or (), adapters=adapter or ()),
-        split=split or HELD_OUT,
+        split=split,
         num_samples=samples,
         num_loss_rows=loss_samples,
     )

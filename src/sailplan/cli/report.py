@@ -37,6 +37,7 @@ def report(
     what is there, of a run that trains as of one that has ended; `sailplan compare` adds samples
     and scores.
     """
+    from sailplan.files import write_output
     from sailplan.report.gather import gather
     from sailplan.report.page.render import write
     from sailplan.run.paths import RunPaths
@@ -46,14 +47,14 @@ def report(
     if png is not None:
         from sailplan.report.png import png_of
 
-        _write(png, png_of(found))
+        write_output(png, png_of(found))
     if json is not None:
         from sailplan.report.as_json import text_of_json
 
         if json == "-":
             print(text_of_json(found), end="")
         else:
-            _write(Path(json), text_of_json(found).encode())
+            write_output(Path(json), text_of_json(found).encode())
     page = write(found, output or RunPaths(directory).report_file)
     written = [path for path in (png, json) if path not in (None, "-")]
     for path in (*written, page):  # with `--json -`, standard output is the numbers alone
@@ -70,31 +71,12 @@ def find_reported(name: str) -> tuple[Path, Run | None]:
         RunFileError: There is none, or the run file is wrong.
         OutputError: There is nothing in it to report.
     """
-    from sailplan.cli.run_files import find_run_file
-    from sailplan.cli.runs import usual_folder
+    from sailplan.cli.run_files import find_directory
     from sailplan.errors import OutputError
     from sailplan.report.gather import is_there
-    from sailplan.run.config import Run
-    from sailplan.run.directory import RunDirectory
 
-    path = Path(name).expanduser()
-    for folder in (path, usual_folder() / path):
-        if name and is_there(folder):
-            return folder, None
-    asked = Run.from_file(find_run_file(name))
-    directory = RunDirectory.of(asked).path
-    if not is_there(directory):
+    directory, asked = find_directory(name, known=is_there)
+    if asked is not None and not is_there(directory):
         todo = "train it (`sailplan train`), or have its base answer (`sailplan compare`)"
         raise OutputError(f"there is nothing to report in {directory} yet", todo=todo)
     return directory, asked
-
-
-def _write(path: Path, content: bytes) -> None:
-    from sailplan.errors import OutputError
-    from sailplan.files import write_atomically
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sailplan import files
 from sailplan.errors import RunFileError
 
+if TYPE_CHECKING:
+    from sailplan.run.config import Run
+
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Every field of a run file is a flag: they pass through to `Run`."""
+
+
+def find_directory(
+    name: str, *, known: Callable[[Path], bool], overrides: Sequence[str] = ()
+) -> tuple[Path, Run | None]:
+    """Returns the directory of the run that is meant, and the run where a run file was named.
+
+    Args:
+        name: A directory, a run file, or a directory's name below the one where runs usually lie.
+        known: Says of a directory whether it is what is looked for; one of a run file may not be.
+        overrides: Fields of the run file as flags.
+
+    Raises:
+        RunFileError: There is none, or the run file is wrong.
+    """
+    from sailplan.cli.runs import usual_folder
+    from sailplan.run.config import Run
+    from sailplan.run.directory import RunDirectory
+
+    path = Path(name).expanduser()
+    for folder in (path, usual_folder() / path):
+        if name and known(folder):
+            return folder, None
+    run = Run.from_file(find_run_file(name), overrides)
+    return RunDirectory.of(run).path, run
 
 
 def find_run_file(name: str) -> Path:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sailplan.errors import OutputError
-from sailplan.files import write_atomically
+from sailplan.files import write_output
 from sailplan.terminal import harmless
 
 if TYPE_CHECKING:
@@ -44,8 +43,4 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    write_output(path, text.encode("utf-8", errors="replace"))
