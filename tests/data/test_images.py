@@ -341,3 +341,12 @@ def test_remote_image_that_misbehaves_is_refused(
 
     with pytest.raises(DataError, match=message):
         call(host + path, LOCAL, **limits)
+
+
+def test_remote_image_is_named_without_being_fetched() -> None:
+    address = "http://192.0.2.1/a.png"  # of a network that is nobody's (RFC 5737)
+    reference = ImageReference(path=address, bytes=None)
+    assert (
+        ImageOpener(root=None, allowed_hosts=frozenset({"192.0.2.1"})).identity(reference)
+        == address
+    )

@@ -34,6 +34,8 @@ at which Pillow itself refuses, so that one rule holds whatever Pillow is set to
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 """What Pillow may open. Its other readers run programs (EPS) or are seldom maintained."""
 
+_REMOTE = ("http://", "https://")
+
 _SWAPPED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height (EXIF 2.32, tag 0x0112)."""
 
@@ -105,7 +107,8 @@ class ImageOpener:
     def identity(self, reference: ImageReference, entry: int = 0) -> str:
         """Returns what tells an image from others, without decoding it: a hash of its bytes.
 
-        Of a file it is its path, size and time: whoever changes it leaves another.
+        Of a file it is its path, size and time: whoever changes it leaves another. Of a remote
+        image it is its address: nothing is fetched to name it.
 
         Args:
             reference: The image.
@@ -114,6 +117,9 @@ class ImageOpener:
         Raises:
             DataError: The image is missing or not allowed.
         """
+        path = reference["path"] or ""
+        if reference["bytes"] is None and path.startswith(_REMOTE):
+            return path
         source = self._source(reference, entry)
         if isinstance(source, Path):
             status = source.stat()
@@ -150,10 +156,9 @@ class ImageOpener:
         path = reference["path"]
         if not path:
             raise DataError("an image reference has neither path nor bytes")
-        scheme, separator, _ = path.partition("://")
-        if scheme in ("http", "https"):
+        if path.startswith(_REMOTE):
             return io.BytesIO(fetch(path, self.allowed_hosts))
-        if separator:
+        if "://" in path:
             raise DataError(
                 f"image {_short(path)} is no path",
                 allowed="paths, and http(s) where allowed",
