@@ -8,7 +8,7 @@ import peft
 import pytest
 from transformers import AutoModelForCausalLM
 
-from sailplan.errors import CheckpointError, RunFileError
+from sailplan.errors import CheckpointError, ModelError, RunFileError
 from sailplan.evaluate.sides import fingerprint, loads_of, sides_of
 from sailplan.run.config import Run
 
@@ -117,6 +117,13 @@ def test_shards_of_ranks_are_an_error_that_says_how_to_merge(base: Path, tmp_pat
         (steps / name).write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"sailplan merge .*checkpoint-2 --output DIR"):
         sides_of(run_of(base, tmp_path / "out"), tuned=["checkpoint-2"])
+
+
+def test_adapter_whose_settings_are_broken_is_one_line(base: Path, tmp_path: Path) -> None:
+    adapter = adapter_at(tmp_path / "adapter", base)
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelError, match="does not name a base model"):
+        sides_of(run_of(base, tmp_path / "out"), tuned=[str(adapter)])
 
 
 def test_run_without_a_model_asks_for_one(tmp_path: Path) -> None:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from sailplan.evaluate.scores.custom import Custom
     from sailplan.run.config import Run
 
-IMAGES = "images"
-"""The folder of small copies of the rows' images, beside the comparison."""
-
 
 def compare(
     run: Run,
@@ -60,7 +57,8 @@ def compare(
         journal.read()
         (asking or ask)(tasks, journal)
         try:
-            found = conclude(tasks, journal, request, custom)
+            images = directory.comparison_images
+            found = conclude(tasks, journal, request, custom, images=images)
             write_comparison(directory.comparison_file, found)
         except OSError as error:
             got = f"cannot write {error.filename or directory.comparisons}: {error.strerror}"
@@ -102,12 +100,17 @@ def ask(tasks: Sequence[Task], journal: Journal, *, rank: int = 0, num_ranks: in
 def num_batches(tasks: Sequence[Task]) -> int:
     """Returns how many batches the largest task has; of more ranks some would have nothing."""
     sizes = [task.load.run.generation.batch_size for task in tasks]
-    rows = [max(len(task.waiting), len(task.loss_identities)) for task in tasks]
+    rows = [max(len(task.numbers), len(task.loss_numbers)) for task in tasks]
     return max(-(-count // size) for count, size in zip(rows, sizes, strict=True))
 
 
 def conclude(
-    tasks: Sequence[Task], journal: Journal, request: Request, custom: Sequence[Custom]
+    tasks: Sequence[Task],
+    journal: Journal,
+    request: Request,
+    custom: Sequence[Custom],
+    *,
+    images: Path,
 ) -> Comparison:
     """Returns the comparison of what was answered, and keeps small copies of the images.
 
@@ -116,30 +119,29 @@ def conclude(
         journal: What has been answered.
         request: What is compared.
         custom: The user's own scores.
+        images: The folder for small copies of the images.
 
     Raises:
         TrainingError: Something has not been answered.
     """
     of_side = {side.name: task for task in tasks for side in task.load.sides}
-    sides = {side.name: side for side in request.sides}
+    names = [side.name for side in request.sides]
     said, losses = {}, {}
-    for name, side in sides.items():
-        keys = [row.key for row in of_side[name].answers_of(side)]
-        losing = of_side[name].losses_of(side)
+    for name in names:
+        keys = [row.key for row in of_side[name].answers[name]]
+        losing = of_side[name].losses[name]
         if missing := journal.missing([*keys, *losing]):
             got = f"{len(missing)} of {len(keys) + len(losing)} questions to {name} are open"
             raise TrainingError(got, todo="the same command goes on with them")
         said[name] = [journal[key] for key in keys]
         losses[name] = [journal[key] for key in losing]
-    first = of_side[request.sides[0].name]
-    references = [row.asked.answer for row in first.waiting]
-    as_json = are_json(references)
-    small = journal.folder / IMAGES
-    small.mkdir(exist_ok=True)
+    first = of_side[names[0]]
+    questions = [row.asked for row in first.answers[names[0]]]
+    as_json = are_json([asked.answer for asked in questions])
+    images.mkdir(exist_ok=True)
     row_of_loss = {int(row): index for index, row in enumerate(first.loss_numbers)}
     rows = []
-    for index, waiting in enumerate(first.waiting):
-        asked = waiting.asked
+    for index, asked in enumerate(questions):
         about = {"place": asked.place, "prompt": asked.prompt, "num_images": len(asked.references)}
         scores = {
             name: score_row(of[index], asked.answer, about, custom, as_json=as_json)
@@ -154,7 +156,7 @@ def conclude(
                 place=asked.place,
                 prompt=asked.prompt,
                 reference=asked.answer,
-                images=tuple(keep(image, small) for image in asked.images()),
+                images=tuple(keep(image, images) for image in asked.images()),
                 answers={name: of[index] for name, of in said.items()},
                 scores=scores,
             )
@@ -162,10 +164,10 @@ def conclude(
     return Comparison(
         sides=request.sides,
         rows=tuple(rows),
-        scores=summarise(rows, list(sides), losses),
+        scores=summarise(rows, names, losses),
         split=request.split,
         num_held_out=first.num_held_out,
-        num_loss_rows=len(first.loss_identities),
+        num_loss_rows=len(first.loss_numbers),
         generation=first.load.run.generation.model_dump(),
         made_at=time.time(),
     )
@@ -179,10 +181,10 @@ def _share(
     Shares do not depend on what is done already, so that no row is done by two ranks which began
     at different times.
     """
-    keys = task.losses_of(side)
+    keys = task.losses[side.name]
     ordered = sorted(range(len(keys)), key=lambda index: (-task.lengths[index], index))
     losing = [index for index in ordered[rank::num_ranks] if keys[index] not in journal]
-    parts = batches(task.answers_of(side), task.load.run.generation.batch_size)
+    parts = batches(task.answers[side.name], task.load.run.generation.batch_size)
     left = [[row for row in part if row.key not in journal] for part in parts[rank::num_ranks]]
     return losing, [part for part in left if part]
 
@@ -192,7 +194,7 @@ def _take_losses(
 ) -> None:
     if not indices:
         return
-    keys, size = task.losses_of(side), task.load.run.generation.batch_size
+    keys, size = task.losses[side.name], task.load.run.generation.batch_size
     found = row_losses(
         speaker.model,
         task.collate,

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sailplan.errors import SailplanError
 from sailplan.files import write_atomically
@@ -17,10 +18,13 @@ from sailplan.processes import end_with
 from sailplan.records import from_json, to_json
 from sailplan.run.config import Run
 
+if TYPE_CHECKING:
+    from sailplan.evaluate.tasks import Request
+
 _RUN, _REQUEST = "run.yaml", "request.json"
 
 
-def write_request(folder: Path, run: Run, request: object) -> None:
+def write_request(folder: Path, run: Run, request: Request) -> None:
     """Leaves in a folder what its ranks have to know.
 
     Raises:

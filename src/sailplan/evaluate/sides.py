@@ -12,6 +12,7 @@ import xxhash
 
 from sailplan.errors import CheckpointError, RunFileError
 from sailplan.evaluate.comparison import Side
+from sailplan.evaluate.speaker import base_model
 from sailplan.merge.source import Source, base_of, recognise
 from sailplan.run.directory import RunDirectory
 
@@ -132,15 +133,14 @@ def _whole(path: Path) -> Source:
 def _under(run: Run, adapter: Source) -> str:
     """Returns the model below an adapter: by the run's name for it where it is the same one."""
     written = run.get("model_name_or_path")
-    config = json.loads((adapter.home / "adapter_config.json").read_text(encoding="utf-8"))
-    named = config.get("base_model_name_or_path")
+    named = base_model(adapter.home)
     if written and (named == written or _same_folder(named, written)):
         return str(written)
     return str(base_of(adapter, None, trust_remote_code=bool(run.get("trust_remote_code"))))
 
 
-def _same_folder(one: str | None, other: str) -> bool:
-    first, second = Path(one or "").expanduser(), Path(other).expanduser()
+def _same_folder(one: str, other: str) -> bool:
+    first, second = Path(one).expanduser(), Path(other).expanduser()
     return first.is_dir() and second.is_dir() and first.resolve() == second.resolve()
 
 

@@ -87,7 +87,7 @@ def load_speaker(
         ModelError: The model or adapter is missing, broken, or they do not fit.
     """
     if adapter is None and _is_adapter(Path(name).expanduser()):
-        adapter, name = name, _base_model(Path(name).expanduser())
+        adapter, name = name, base_model(Path(name).expanduser())
     if skip_adapter:
         adapter = None
     flags = ["--model_name_or_path", name, "--dtype", "auto", "--use_cpu", str(use_cpu)]
@@ -155,7 +155,12 @@ def _check_adapter(folder: Path) -> None:
             )
 
 
-def _base_model(adapter: Path) -> str:
+def base_model(adapter: Path) -> str:
+    """Returns the model that an adapter's own settings name as its base.
+
+    Raises:
+        ModelError: They name none, or cannot be read.
+    """
     try:
         base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         return str(base["base_model_name_or_path"])

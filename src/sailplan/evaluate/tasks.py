@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,35 +66,21 @@ class Task:
     """Whether it is asked with conversations."""
     collate: Callable[[Sequence[Any]], dict[str, Any]]
     """Makes padded batches of encoded rows."""
-    waiting: tuple[Waiting, ...]
-    """The rows that are answered, in the order of the data; their keys are no side's yet."""
+    answers: Mapping[str, tuple[Waiting, ...]]
+    """By side: the rows that it is to answer, in the order of the data."""
     numbers: tuple[int, ...]
     """Each one's number in the split."""
     loss_rows: datasets.Dataset
     """The encoded rows over which losses are taken, in the order of the data."""
     loss_numbers: tuple[int, ...]
     """Each one's number in the split."""
-    loss_identities: tuple[str, ...]
-    """What tells each of them from others."""
+    losses: Mapping[str, tuple[str, ...]]
+    """By side: the keys of its losses on them."""
     lengths: tuple[int, ...]
     """Their tokens."""
     num_held_out: int
     """Rows of the split."""
     notes: tuple[str, ...]
-
-    def answers_of(self, side: Side) -> list[Waiting]:
-        """Returns the rows as one side is asked them."""
-        generation = self.load.run.generation.model_dump(exclude={"batch_size"})
-        weights = fingerprint(self.load.run, side)
-        return [
-            replace(row, key=key_of("answer", weights, row.key, generation)) for row in self.waiting
-        ]
-
-    def losses_of(self, side: Side) -> list[str]:
-        """Returns the keys of one side's losses."""
-        run = self.load.run
-        weights = fingerprint(run, side), bool(run.get("bf16")), bool(run.get("fp16"))
-        return [key_of("loss", *weights, identity) for identity in self.loss_identities]
 
 
 def tasks_of(run: Run, request: Request) -> list[Task]:
@@ -151,31 +137,39 @@ def _task(load: Load, request: Request, wanted: list[int]) -> tuple[Task, list[i
     chosen = [int(kept[position]) for position in positions]
     asked = held_out_questions(raw, format, opener, chosen, split=name)
     of_encoder = encoder.fingerprint()
-    waiting = tuple(
-        Waiting(
-            key=key_of("answer", of_encoder, one.identity()),
-            asked=one,
-            num_tokens=int(lengths[position]),
-        )
-        for one, position in zip(asked, positions, strict=True)
-    )
+    questions = [key_of("answer", of_encoder, one.identity()) for one in asked]
     count = request.num_loss_rows
     losing = np.sort(drawn if count is None else drawn[:count])
     loss_rows = encoded.select(losing.tolist())
+    reading = track(loss_rows, label="reading held-out rows", total=len(loss_rows))
+    identities = [_identity(row, format, opener) for row in reading]
+    weights = {side.name: fingerprint(load.run, side) for side in load.sides}
+    generation = load.run.generation.model_dump(exclude={"batch_size"})
+    precision = bool(load.run.get("bf16")), bool(load.run.get("fp16"))
     task = Task(
         load=load,
         processor=processor,
         added_ids=added_ids,
         chat=chat,
         collate=Collator(processor, family, format, opener, dummy_image=False),
-        waiting=waiting,
+        answers={
+            name: tuple(
+                Waiting(
+                    key=key_of("answer", of, question, generation),
+                    asked=one,
+                    num_tokens=int(lengths[position]),
+                )
+                for question, one, position in zip(questions, asked, positions, strict=True)
+            )
+            for name, of in weights.items()
+        },
         numbers=tuple(chosen),
         loss_rows=loss_rows,
         loss_numbers=tuple(kept[losing].tolist()),
-        loss_identities=tuple(
-            _identity(row, format, opener)
-            for row in track(loss_rows, label="reading held-out rows", total=len(loss_rows))
-        ),
+        losses={
+            name: tuple(key_of("loss", of, *precision, one) for one in identities)
+            for name, of in weights.items()
+        },
         lengths=tuple(lengths[losing].tolist()),
         num_held_out=len(there),
         notes=(*notes, *told),

@@ -96,6 +96,11 @@ class RunPaths:
         return self.comparisons / "comparison.json"
 
     @property
+    def comparison_images(self) -> Path:
+        """Small copies of the images of the compared rows."""
+        return self.comparisons / "images"
+
+    @property
     def report_file(self) -> Path:
         """The page that shows it all."""
         return self.path / "report.html"

@@ -84,7 +84,7 @@ class Sample:
 
 def compared_image(name: str) -> str:
     """Returns where a small picture of a comparison lies in a run's directory."""
-    return (RunPaths(Path()).comparisons / "images" / name).as_posix()
+    return (RunPaths(Path()).comparison_images / name).as_posix()
 
 
 def limit_of(num_texts: int) -> int:
