@@ -28,7 +28,7 @@ from sailplan.hub.repository import Repository
 from sailplan.launcher.command import ENTRY_MODULE
 from sailplan.launcher.preset import PRESETS
 from sailplan.run.accelerate_flags import accelerate_flags
-from sailplan.run.blocks import GenerationBlock, LaunchBlock, SlurmBlock
+from sailplan.run.blocks import GenerationBlock, LaunchBlock
 from sailplan.run.config import DIFFERENT_DEFAULTS, Run
 from sailplan.run.fields import dataset_table, field_table
 from sailplan.run.legacy import legacy_names, translate
@@ -36,6 +36,7 @@ from sailplan.run.legacy_names import GONE, RENAMED
 from sailplan.run.metrics import read_metrics
 from sailplan.run.repositories import REVISIONS
 from sailplan.run.saved import _HARMLESS_VARIABLES
+from sailplan.run.slurm_block import SlurmBlock
 from sailplan.run.values import Entry, scalar
 from sailplan.train.evaluation import METRICS
 from sailplan.train.optimizer_check import OPTIM_ARGS

@@ -89,6 +89,12 @@ class HangError(SailplanError):
     exit_code = 10
 
 
+class SlurmError(SailplanError):
+    """Slurm is not here, does not answer, or refuses a job."""
+
+    exit_code = 11
+
+
 class StoppedError(SailplanError):
     """Somebody asked the run to stop, and it has: it goes on when it is started again."""
 

@@ -11,12 +11,13 @@ from sailplan import files
 from sailplan.errors import RunFileError
 from sailplan.run import sanity
 from sailplan.run.accelerate_flags import accelerate_flags
-from sailplan.run.blocks import GenerationBlock, LaunchBlock, SlurmBlock, build_block
+from sailplan.run.blocks import GenerationBlock, LaunchBlock, build_block
 from sailplan.run.fields import Field, FieldType, field_table, package_folder
 from sailplan.run.legacy import legacy_names, translate
 from sailplan.run.method import AUTO, MICRO_BATCH, settle
 from sailplan.run.nearest import nearest
 from sailplan.run.overrides import read_flags
+from sailplan.run.slurm_block import SlurmBlock
 from sailplan.run.values import Entry, Raw, Scalar, coerce, shown
 from sailplan.run.yaml_file import read_entries
 

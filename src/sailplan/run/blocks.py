@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sailplan.errors import RunFileError
 from sailplan.run.nearest import nearest
-from sailplan.run.values import Raw, Scalar, shown
-
-OneLine = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$", strip_whitespace=True)]
-"""A text that becomes part of a job script: nothing that would start a line of its own."""
+from sailplan.run.slurm_block import OneLine, SlurmBlock
+from sailplan.run.values import Raw, shown
 
 Strategy = Literal[
     "auto", "single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"
@@ -30,28 +28,13 @@ class LaunchBlock(_Block):
     gpus_per_node: int | None = Field(default=None, ge=1)
     nodes: int = Field(default=1, ge=1)
     processes: int | None = Field(default=None, ge=1)
-    """Processes where there is no GPU."""
+    """Processes of a machine where there is no GPU."""
     strategy: Strategy = "auto"
     cpu: bool = False
     """Train on the CPU even where there are GPUs."""
     main_process_port: int | None = Field(default=None, ge=1, le=65535)
     price_per_hour: float | None = Field(default=None, ge=0)
     """Of one GPU, in the user's currency."""
-
-
-class SlurmBlock(_Block):
-    """What Slurm is asked for, each as `sbatch` takes it."""
-
-    partition: OneLine | None = None
-    account: OneLine | None = None
-    qos: OneLine | None = None
-    constraint: OneLine | None = None
-    time: OneLine | None = None
-    reservation: OneLine | None = None
-    gres: OneLine | None = None
-    mem: OneLine | None = None
-    cpus_per_task: OneLine | None = None
-    exclude: OneLine | None = None
 
 
 class GenerationBlock(_Block):
@@ -87,9 +70,7 @@ def build_block(block: type[B], written: dict[str, tuple[Raw, str]], name: str) 
         if key not in block.model_fields:
             got = f"{where}: unknown key {name}.{key}"
             raise RunFileError(got, todo=nearest(key, block.model_fields))
-        # The text counts: YAML reads 08:00:00 as a number of seconds.
-        null = isinstance(raw, Scalar) and raw.value is None
-        values[key] = None if null else raw.text if isinstance(raw, Scalar) else raw
+        values[key] = _as_text(raw)
     try:
         return block.model_validate(values)
     except ValidationError as error:
@@ -98,6 +79,15 @@ def build_block(block: type[B], written: dict[str, tuple[Raw, str]], name: str) 
         raw, where = written[key]
         got = f"{where}: {name}.{key} is {shown(raw)}"
         raise RunFileError(got, allowed=_allowed(detail["type"], detail["msg"])) from None
+
+
+def _as_text(raw: Raw) -> object:
+    """Returns a value as pydantic is to read it: YAML makes a number of seconds of 08:00:00."""
+    if isinstance(raw, list):
+        return [_as_text(item) for item in raw]
+    if isinstance(raw, dict):
+        return {key: _as_text(value) for key, value in raw.items()}
+    return None if raw.value is None else raw.text
 
 
 _ALLOWED = {

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from sailplan.errors import RunFileError
 from sailplan.hub.repository import Repository
 from sailplan.run import assemble, method, sanity, saved
-from sailplan.run.blocks import GenerationBlock, LaunchBlock, SlurmBlock
+from sailplan.run.blocks import GenerationBlock, LaunchBlock
 from sailplan.run.fields import field_table
 from sailplan.run.help import script_help
+from sailplan.run.slurm_block import SlurmBlock
 
 T = TypeVar("T")
 

@@ -150,6 +150,24 @@ class RunPaths:
         """A checkpoint as other ranks than those that saved it load it; there while they do."""
         return self.path / "divided"
 
+    @property
+    def slurm(self) -> Path:
+        """Job scripts, their logs, and which jobs there were."""
+        return self.path / "slurm"
+
+    @property
+    def jobs(self) -> Path:
+        """One file a job: what it is, and another how it ended."""
+        return self.slurm / "jobs"
+
+    def job_script(self, kind: str) -> Path:
+        """Returns the script of a kind of job: `train`, `merge` or `compare`."""
+        return self.slurm / f"{kind}.sbatch"
+
+    def job_log(self, kind: str, job_id: int | str) -> Path:
+        """Returns what a job prints; `%j` stands for its id where Slurm is to fill it in."""
+        return self.slurm / f"{kind}-{job_id}.log"
+
     def checkpoint(self, step: int) -> Path:
         """Returns where the checkpoint of an optimizer step lies."""
         return self.path / f"checkpoint-{step}"
