@@ -17,6 +17,7 @@ from sailplan.errors import RunFileError, SailplanError, StoppedError
 VERBS = {
     "plan": "Says what a run needs, how long it takes, and how it is best divided over GPUs.",
     "train": "Fine-tunes a model as a run file says, on this machine.",
+    "submit": "Trains a run on a Slurm cluster: one command, from the plan to the queue.",
     "runs": "Lists runs: how each stands, how far it is, and why it ended.",
     "watch": "Shows a run live in the terminal, until it ends.",
     "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
@@ -31,6 +32,9 @@ VERBS = {
     "generate": "Asks a base or tuned model one question about images.",
 }
 """Each verb's help line. Verb `x` is the function `x` of `sailplan.cli.x`."""
+
+FOR_SCRIPTS = ("job",)
+"""Verbs that our own scripts call; not listed."""
 
 
 class _Verbs(TyperGroup):
@@ -47,7 +51,7 @@ class _Verbs(TyperGroup):
 
     @override
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in VERBS:
+        if cmd_name not in (*VERBS, *FOR_SCRIPTS):
             near = difflib.get_close_matches(cmd_name, VERBS, n=1)
             raise RunFileError(
                 f"there is no verb {cmd_name!r}",
@@ -59,7 +63,7 @@ class _Verbs(TyperGroup):
         verb = _typer()
         verb.command(
             cmd_name,
-            help=getattr(module, name).__doc__ or VERBS[cmd_name],
+            help=getattr(module, name).__doc__ or cmd_name,
             context_settings=getattr(module, "CONTEXT_SETTINGS", None),
         )(getattr(module, name))
         return typer.main.get_command(verb)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import typer
 
@@ -42,45 +42,36 @@ def train(
     --launch.gpus_per_node 2; it wins over the file.
     """
     from sailplan.hardware.detect import detect
-    from sailplan.launcher import local
-    from sailplan.launcher.command import command
-    from sailplan.launcher.continued import continued
+    from sailplan.launcher.local import meeting_port
+    from sailplan.launcher.strategy import refuse_other_machines
     from sailplan.preflight.before import before_launch
     from sailplan.preflight.checks import check
-    from sailplan.preflight.planned import plan_ahead
+    from sailplan.preflight.ready import preparing
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
     from sailplan.run.finished import finished
-    from sailplan.run.method import with_method
     from sailplan.supervise.attempt_log import settled_before
-    from sailplan.supervise.attempts import Attempts, Ready
-    from sailplan.supervise.next_plan import with_settings
+    from sailplan.supervise.attempts import Attempts
 
     asked = Run.from_file(find_run_file(run), context.args)
     done = finished(asked)
     if done is not None and not dry_run:
         print(done)
         return
+    refuse_other_machines(asked)
     asked = RunDirectory.of(asked).pinned(asked)
     if not no_preflight:
         check(asked)
     environment = {**os.environ, **asked.environment()}
     machine = detect(environment)
 
-    def prepare(changed: Mapping[str, Any]) -> Ready:
-        port = local.meeting_port(asked)
-        going_on, kept = continued(with_settings(asked, changed), machine)
-        ahead = plan_ahead(going_on, machine, refuse=not no_preflight)
-        launch = command(ahead.run, machine, port=port, environment=environment)
-        method = ahead.kept.get("method")
-        return Ready(
-            run=ahead.run,
-            kept=asked if method == asked.get("method") else with_method(asked, method),
-            launch=launch,
-            plan=ahead.plan,
-            notes=(*kept, *ahead.notes, *launch.notes),
-        )
-
+    prepare = preparing(
+        asked,
+        machine,
+        environment,
+        port=partial(meeting_port, asked),
+        refuse=not no_preflight,
+    )
     changed, why = settled_before(asked, machine)
     ready = prepare(changed)
     for note in (*asked.notes, *why, *ready.notes):

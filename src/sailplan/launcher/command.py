@@ -48,7 +48,9 @@ class Launch:
     strategy: str
     """What is sharded."""
     processes: int
-    """Ranks."""
+    """Ranks, on all machines."""
+    nodes: int = 1
+    """Machines. With several, each adds its own `--machine_rank`, and where the ranks meet."""
     notes: tuple[str, ...]
     """What was decided and why, one line each."""
 
@@ -62,16 +64,16 @@ def command(
     run: Run,
     machine: Machine,
     *,
-    port: int,
+    port: int | None,
     environment: Mapping[str, str],
     module: str = ENTRY_MODULE,
 ) -> Launch:
-    """Decides how the run is launched on this machine.
+    """Decides how the run is launched.
 
     Args:
         run: What to train.
-        machine: Where.
-        port: A free port on 127.0.0.1 where the ranks meet.
+        machine: Each of the machines it trains on.
+        port: A free port on 127.0.0.1 where the ranks meet; None where that is found out later.
         environment: Variables that the command will run with beside its own.
         module: What each rank runs.
 
@@ -86,7 +88,9 @@ def command(
         rank_run = replace(rank_run, explicit={**rank_run.explicit, "use_cpu": True})
     argv = ["accelerate", "launch", "--config_file", str(directory.accelerate_file)]
     argv += ["--num_processes", str(division.processes)]
-    if division.preset.strategy != "single":
+    if division.nodes > 1:
+        argv += ["--num_machines", str(division.nodes)]
+    if division.preset.strategy != "single" and port is not None:
         argv += ["--main_process_port", str(port)]
     argv += _flags(run.accelerate)
     argv += ["-m", module, "--config", str(directory.train_file)]
@@ -99,6 +103,7 @@ def command(
         },
         strategy=division.preset.strategy,
         processes=division.processes,
+        nodes=division.nodes,
         notes=division.notes,
     )
 
@@ -121,7 +126,7 @@ def _variables(
     """Yields the variables that the ranks need and the user has not set."""
     if "OMP_NUM_THREADS" not in environment:
         # Not by accelerate's flag, which its DeepSpeed launcher forgets.
-        share = max(1, machine.cpu_cores.value // division.processes)
+        share = max(1, machine.cpu_cores.value // division.processes_per_node)
         yield "OMP_NUM_THREADS", str(run.accelerate.get("num_cpu_threads_per_process") or share)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if division.on_cpu:
@@ -129,7 +134,11 @@ def _variables(
             yield "CUDA_VISIBLE_DEVICES", ""  # else DeepSpeed and accelerate find them
         if division.preset.strategy.startswith("zero") and "DS_ACCELERATOR" not in environment:
             yield "DS_ACCELERATOR", "cpu"
-        if division.processes > 1 and "GLOO_SOCKET_IFNAME" not in environment:
+        if (
+            division.processes > 1
+            and division.nodes == 1
+            and "GLOO_SOCKET_IFNAME" not in environment
+        ):
             yield "GLOO_SOCKET_IFNAME", "lo"  # else gloo needs a host name that resolves
     elif division.preset.strategy == "single" and len(machine.gpus.value) > 1:
         # Trainer would wrap the model in DataParallel, which TRL refuses.

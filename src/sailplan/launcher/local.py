@@ -127,16 +127,29 @@ def write_files(run: Run, launch: Launch, machine: Machine, *, plan: Plan | None
         OutputError: The directory cannot be written, or holds another run.
     """
     directory = RunDirectory.of(run)
+    texts = launch_texts(run, launch, machine, plan=plan)
+    return directory.claim(run, {**texts, directory.state_file: text(starting(directory))})
+
+
+def launch_texts(
+    run: Run, launch: Launch, machine: Machine, *, plan: Plan | None = None
+) -> dict[Path, str]:
+    """Returns what is written of a launch: what it reads, what it is, what it was planned to need.
+
+    Args:
+        run: The run.
+        launch: How it is launched.
+        machine: Each of the machines it trains on.
+        plan: What it was planned to need.
+    """
+    directory = RunDirectory.of(run)
     record = json.dumps(environment_record(run, launch, machine), indent=2)
-    texts = {
+    return {
         **launch.files,
         directory.command_file: launch.shell() + "\n",
         directory.environment_file: record + "\n",
-        directory.state_file: text(starting(directory)),
+        **({directory.plan_file: plan.text()} if plan else {}),
     }
-    if plan is not None:
-        texts[directory.plan_file] = plan.text()
-    return directory.claim(run, texts)
 
 
 def environment_record(run: Run, launch: Launch, machine: Machine) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""How a run is divided on one machine: device, number of processes, strategy, each with a reason.
+"""How a run is divided on machines: device, number of processes, strategy, each with a reason.
 
 The user's words come first and are checked against the machine; what is left open is chosen here.
 """
@@ -20,31 +20,39 @@ class Division:
     preset: Preset
     """The accelerate preset, which names the strategy."""
     processes: int
-    """Ranks on this machine; each has a GPU of its own, or a share of the cores."""
+    """Ranks on all machines; each has a GPU of its own, or a share of the cores."""
+    nodes: int
+    """Machines; each starts as many ranks as the others."""
     on_cpu: bool
     """Whether the ranks train on the CPU."""
     notes: tuple[str, ...]
     """Why, for the user; one line each."""
 
+    @property
+    def processes_per_node(self) -> int:
+        """Ranks on each machine."""
+        return self.processes // self.nodes
+
 
 def divide(run: Run, machine: Machine) -> Division:
     """Decides device, number of processes and strategy, in this order.
 
+    Args:
+        run: The run.
+        machine: Each of the machines it trains on.
+
     Raises:
         HardwareError: More processes than GPUs are asked for, or what a CPU cannot do.
-        LaunchError: Several machines are asked for.
         RunFileError: The settings contradict each other.
     """
-    nodes = max(run.launch.nodes, run.accelerate.get("num_machines") or 1)
-    if nodes > 1:
-        got = f"{nodes} machines are asked for, and `sailplan train` starts ranks on this one"
-        raise LaunchError(got, todo="write launch.nodes: 1, or run the script under your scheduler")
+    nodes = nodes_of(run)
     without_gpu = on_cpu(run, machine)
     device_note = _device_note(run, machine)
-    processes, notes = _processes(run, machine, on_cpu=without_gpu)
+    beside, notes = _processes(run, machine, on_cpu=without_gpu)
+    processes = beside * nodes
     preset, reason = _preset(run, processes)
     if preset.strategy == "single" and processes > 1:
-        if not _count_is_asked(run, on_cpu=without_gpu):
+        if nodes == 1 and not _count_is_asked(run, on_cpu=without_gpu):
             processes = 1
         else:
             got = f"strategy single with {processes} processes"
@@ -55,7 +63,8 @@ def divide(run: Run, machine: Machine) -> Division:
     if run.get("load_in_8bit") and preset.strategy == "fsdp2":
         got = "load_in_8bit with strategy fsdp2, which cannot shard 8-bit weights"
         raise RunFileError(got, allowed="ddp, or load_in_4bit")
-    if without_gpu and preset.strategy.startswith("zero") and not machine.cpu_zero.value:
+    lacks_compiler = without_gpu and not machine.cpu_zero.value
+    if lacks_compiler and nodes == 1 and preset.strategy.startswith("zero"):
         reason = f"{preset.strategy} cannot start on the CPU: {machine.cpu_zero.reason}"
         reason += "; going on with one process"
         if processes > 1 and run.get("global_batch_size") is None:
@@ -66,9 +75,27 @@ def divide(run: Run, machine: Machine) -> Division:
     return Division(
         preset=preset,
         processes=processes,
+        nodes=nodes,
         on_cpu=without_gpu,
         notes=(*device_note, *notes, *preset.notes),
     )
+
+
+def nodes_of(run: Run) -> int:
+    """Returns how many machines a run asks for."""
+    return max(run.launch.nodes, run.accelerate.get("num_machines") or 1)
+
+
+def refuse_other_machines(run: Run) -> None:
+    """Refuses a run that trains on several machines, where ranks are started on one alone.
+
+    Raises:
+        LaunchError: It does.
+    """
+    nodes = nodes_of(run)
+    if nodes > 1:
+        got = f"{nodes} machines are asked for, and `sailplan train` starts ranks on this one"
+        raise LaunchError(got, todo="`sailplan submit` has Slurm start them; or launch.nodes: 1")
 
 
 def ranks_alone(run: Run, machine: Machine) -> int:
@@ -102,8 +129,13 @@ def _count_is_asked(run: Run, *, on_cpu: bool) -> bool:
 
 
 def _processes(run: Run, machine: Machine, *, on_cpu: bool) -> tuple[int, tuple[str, ...]]:
-    """Returns the number of ranks: as asked, else one per GPU, else one."""
-    asked = run.launch.gpus_per_node or run.accelerate.get("num_processes")
+    """Returns the number of ranks of a machine: as asked, else one per GPU, else one.
+
+    Raises:
+        HardwareError: More are asked for than there are GPUs.
+        RunFileError: What accelerate's flag asks for does not divide over the machines.
+    """
+    asked = run.launch.gpus_per_node or _of_accelerate(run)
     if on_cpu:
         count = run.launch.processes or asked or 1
         cores = machine.cpu_cores.value
@@ -120,6 +152,17 @@ def _processes(run: Run, machine: Machine, *, on_cpu: bool) -> tuple[int, tuple[
             todo=f"write launch.gpus_per_node: {found}, or launch.cpu: true",
         )
     return asked or found, ()
+
+
+def _of_accelerate(run: Run) -> int | None:
+    """Returns the ranks of a machine by accelerate's flag, which counts all of them."""
+    count, nodes = run.accelerate.get("num_processes"), nodes_of(run)
+    if not count:
+        return None
+    if count % nodes:
+        got = f"num_processes {count} does not divide over {nodes} machines"
+        raise RunFileError(got, todo="write the ranks of all machines, or launch.gpus_per_node")
+    return int(count) // nodes
 
 
 def _preset(run: Run, processes: int) -> tuple[Preset, str]:

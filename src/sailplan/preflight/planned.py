@@ -40,16 +40,17 @@ class Ahead:
     """What was decided, one line each."""
 
 
-def plan_ahead(run: Run, machine: Machine, *, refuse: bool = True) -> Ahead:
-    """Plans a run for this machine's GPUs, and settles what it leaves open.
+def plan_ahead(run: Run, machine: Machine, *, refuse: bool = True, here: bool = True) -> Ahead:
+    """Plans a run for a machine's GPUs, and settles what it leaves open.
 
     Where there is no GPU, the rules of the launcher hold; where `launch.gpu` names one, what was
     planned for it before is looked up, and nothing is simulated.
 
     Args:
         run: The run.
-        machine: This machine.
+        machine: The machine.
         refuse: Stop a run that does not fit. Otherwise only what is open is planned.
+        here: Whether the machine is this one, whose GPUs then count before `launch.gpu`.
 
     Raises:
         HardwareError: The run does not fit the GPUs, by more than the plan may be wrong.
@@ -61,7 +62,7 @@ def plan_ahead(run: Run, machine: Machine, *, refuse: bool = True) -> Ahead:
     if not refuse and not is_open(run):
         return Ahead(run=run, kept=run, plan=None, notes=())
     try:
-        card = card_of(run, machine, here=True)
+        card = card_of(run, machine, here=here)
         strategy, _ = asked_strategy(run)
         plan = plan_of(run, card, strategy=strategy)
     except (ModelError, DataError, HardwareError) as error:

@@ -6,7 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+STOP_FILE = "the stop file"
+"""How a run that was stopped by it says so."""
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Returns the optimizer step of a checkpoint by its name; 0 of none."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 @dataclass(frozen=True, slots=True)

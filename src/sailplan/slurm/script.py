@@ -16,6 +16,8 @@ class JobRequest:
     """All that a job's script says; a template has each of these as a variable."""
 
     kind: Kind
+    name: str = ""
+    """The run's, by which people know it."""
     paths: RunPaths
     """The run's, absolute."""
     settings: SlurmBlock

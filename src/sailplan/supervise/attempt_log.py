@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sailplan.hardware.catalogue import of_driver
 from sailplan.hardware.detect import Machine
 from sailplan.launcher.strategy import divide, on_cpu
 from sailplan.run.config import Run
@@ -25,7 +26,7 @@ class Attempt:
     started_at: float
     ended_at: float
     device: str
-    """The GPU as its driver calls it, or `cpu`."""
+    """The GPU as the catalogue names it, else as its driver does; or `cpu`."""
     strategy: str
     processes: int
     micro_batch: int
@@ -36,6 +37,10 @@ class Attempt:
     error: str = ""
     step: int = 0
     """Optimizer steps that were done at its end."""
+    checkpoint: int = 0
+    """The step of the last checkpoint that was whole at its end; 0 where there was none."""
+    job: int | None = None
+    """The Slurm job that it was part of."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """What the run file and the flags said of all that may be changed."""
     changed: Mapping[str, Any] = field(default_factory=dict)
@@ -44,6 +49,10 @@ class Attempt:
     """The same for the next launch, where this one ended for want of memory."""
     next_words: str = ""
     """What is new in it."""
+
+
+_ASKED = ("finished", "interrupted", "stopped")
+"""Kinds of ends that are no failures."""
 
 
 def read_attempts(path: Path) -> list[Attempt]:
@@ -73,9 +82,28 @@ def append_attempts(path: Path, attempts: Sequence[Attempt]) -> None:
         os.fsync(file.fileno())
 
 
+def num_fruitless(attempts: Sequence[Attempt]) -> int:
+    """Returns how many of the last launches in a row failed without a newer whole checkpoint.
+
+    Those that somebody asked to stop neither count nor end the row.
+    """
+    count, saved = 0, 0
+    for attempt in attempts:
+        if attempt.kind == "finished" or attempt.checkpoint > saved:
+            count = 0
+        if attempt.kind not in _ASKED:
+            count += 1
+        saved = max(saved, attempt.checkpoint)
+    return count
+
+
 def device_of(run: Run, machine: Machine) -> str:
     """Returns what a run trains on here."""
-    return "cpu" if on_cpu(run, machine) else machine.gpus.value[0].name
+    if on_cpu(run, machine):
+        return "cpu"
+    gpu = machine.gpus.value[0]
+    model = of_driver(gpu.name, gpu.memory_bytes)
+    return model.name if model else gpu.name
 
 
 def settled_before(run: Run, machine: Machine) -> tuple[dict[str, Any], tuple[str, ...]]:

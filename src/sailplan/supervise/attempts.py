@@ -30,6 +30,7 @@ from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.failure import ATTEMPT_VARIABLE, FOLDER_VARIABLE
 from sailplan.run.method import MICRO_BATCH
+from sailplan.run.paths import step_of
 from sailplan.run.state import ended, read_state, starting, write_state
 from sailplan.supervise.attempt_log import Attempt, append_attempts, device_of, read_attempts
 from sailplan.supervise.ending import Ending, ending_of
@@ -105,17 +106,10 @@ class Attempts:
         """
         while True:
             ending, attempt = self._launch(ready)
-            following = self._after_out_of_memory(ready, ending) if ending.kind == "oom" else None
+            following = self.after_out_of_memory(ready, ending) if ending.kind == "oom" else None
             if following is not None:
-                self.changed |= following.settings
-                self._write(
-                    replace(attempt, next_changed=dict(self.changed), next_words=following.words)
-                )
-                # A checkpoint that was named, or not wanted, is behind what has been saved since.
-                since = {"resume_from_checkpoint": None} if self._whole else {}
-                ready = self.prepare({**self.changed, **since})
-                for note in ready.notes:
-                    print(note, flush=True)
+                self._write(self.noted(attempt, following))
+                ready = self.with_less()
                 continue
             now = read_state(self.directory.state_file)
             if now is not None and (now.state, now.pid) == ("starting", os.getpid()):
@@ -125,6 +119,20 @@ class Attempts:
             if ending.began or ending.kind == "oom":  # else nothing of the run has changed
                 self._write(attempt)
             return ending.code
+
+    def noted(self, attempt: Attempt, following: Next) -> Attempt:
+        """Returns a launch with what the next one does otherwise, which holds from now on."""
+        self.changed |= following.settings
+        return replace(attempt, next_changed=dict(self.changed), next_words=following.words)
+
+    def with_less(self) -> Ready:
+        """Returns the run made ready with what was changed for want of memory, and tells how."""
+        # A checkpoint that was named, or not wanted, is behind what has been saved since.
+        since = {"resume_from_checkpoint": None} if self._whole else {}
+        ready = self.prepare({**self.changed, **since})
+        for note in ready.notes:
+            print(note, flush=True)
+        return ready
 
     def _launch(self, ready: Ready) -> tuple[Ending, Attempt]:
         """Launches once, and tells how it ended."""
@@ -160,7 +168,7 @@ class Attempts:
                 ended(directory, ending.code, why)
         return ending, self._attempt(number, ready, ending, since)
 
-    def _after_out_of_memory(self, ready: Ready, ending: Ending) -> Next | None:
+    def after_out_of_memory(self, ready: Ready, ending: Ending) -> Next | None:
         """Returns what the next launch does otherwise; None where there is to be none."""
         self._fruitless = 1 if ending.step > self._step else self._fruitless + 1
         self._step = max(self._step, ending.step)
@@ -232,6 +240,7 @@ class Attempts:
             kind=ending.kind,
             error=ending.first.error if ending.first else "",
             step=ending.step,
+            checkpoint=step_of(self._whole),
             asked=values(self.asked),
             changed=dict(self.changed),
         )

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from sailplan.checkpoint.layout import quick_latest
 from sailplan.run.lock import is_held
 from sailplan.run.metrics import Series
-from sailplan.run.paths import RunPaths
+from sailplan.run.paths import RunPaths, step_of
 from sailplan.run.state import RunState, read_state
 from sailplan.supervise.alive import last_word, why_gone
 from sailplan.supervise.lines import last_lines
@@ -143,13 +143,13 @@ def look_at(directory: Path) -> RunSummary:
         path=directory,
         state=standing,
         why=why,
-        step=step_of(series, state),
+        step=steps_done(series, state),
         max_steps=(state.max_steps or None) if state else None,
         loss=_number(losses[-1].get("loss")) if losses else None,
         step_s=step_s,
         tokens_per_s=_number(losses[-1].get("tokens_per_s")) if losses else None,
         eta_s=eta_s if standing == "running" else None,
-        checkpoint=int(last.name.rpartition("-")[2]) if last else None,
+        checkpoint=step_of(last) if last else None,
         checkpoints_bytes=sum(map(_size, [*checkpoints, paths.aside])),
         num_starts=_num_starts(paths, goes_on=standing not in ENDED - {"killed"}),
         strategy=launched.get("strategy"),
@@ -210,7 +210,7 @@ def latest(metrics_file: Path) -> Series:
         num_bytes *= 4
 
 
-def step_of(series: Series, state: RunState | None) -> int | None:
+def steps_done(series: Series, state: RunState | None) -> int | None:
     """Returns how many steps are done, by the newer of both files."""
     newest = series.records[-1] if series.records else series.resumed
     if newest is None:

@@ -36,9 +36,8 @@ from sailplan.processes import (
     launchers_of,
     stopped_before_training,
 )
-from sailplan.run.paths import RunPaths
+from sailplan.run.paths import STOP_FILE, RunPaths
 
-STOP_FILE = "the stop file"
 ORPHANED = "its launcher is gone"
 CAUSES = (*(one.name for one in STOP_SIGNALS), STOP_FILE, ORPHANED)
 """What a rank can be asked by."""

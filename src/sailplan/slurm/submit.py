@@ -1,0 +1,68 @@
+"""Puts the jobs of a run into the queue, each after the one before; all of them, or none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from sailplan.errors import SlurmError
+from sailplan.slurm.commands import sbatch, slurm
+from sailplan.slurm.jobs import Job, write_job
+from sailplan.slurm.script import JobRequest
+
+
+def prove(requests: Sequence[JobRequest], environment: Mapping[str, str]) -> None:
+    """Asks Slurm whether it would take the scripts, which are written, without submitting them.
+
+    Raises:
+        SlurmError: It would not.
+    """
+    for request in requests:
+        script = request.paths.job_script(request.kind)
+        try:
+            slurm("sbatch", "--test-only", str(script), environment=environment)
+        except SlurmError as error:
+            got = f"Slurm would not take the {request.kind} job: {error.got}"
+            raise SlurmError(got, todo=f"see {script}; its options come from `slurm:`") from None
+
+
+def enqueue(requests: Sequence[JobRequest], environment: Mapping[str, str]) -> list[Job]:
+    """Submits jobs whose scripts are written, each to begin when the one before has succeeded.
+
+    Args:
+        requests: The jobs, in order.
+        environment: What they find in their environment.
+
+    Raises:
+        SlurmError: Slurm refuses one; those before it are cancelled.
+        OSError: The run's directory cannot be written; the same.
+    """
+    jobs: list[Job] = []
+    try:
+        for request in requests:
+            jobs.append(_enqueue(request, jobs[-1].job_id if jobs else None, environment))
+    except BaseException:
+        for job in jobs:
+            with suppress(SlurmError):
+                slurm("scancel", str(job.job_id))
+                print(f"cancelled job {job.job_id}", file=sys.stderr)
+        raise
+    return jobs
+
+
+def _enqueue(request: JobRequest, after: int | None, environment: Mapping[str, str]) -> Job:
+    # What waits for a job that has failed would wait for ever.
+    waits = ("--kill-on-invalid-dep=yes", f"--dependency=afterok:{after}") if after else ()
+    script = request.paths.job_script(request.kind)
+    job_id = sbatch(script, options=waits, environment=environment)
+    job = Job(
+        job_id=job_id,
+        kind=request.kind,
+        script=str(script),
+        log=str(request.paths.job_log(request.kind, job_id)),
+        after=after,
+        cluster=request.settings.cluster or "",
+    )
+    write_job(request.paths, job)
+    return job
