@@ -39,6 +39,15 @@ def test_command_of_two_cpu_processes_is_exactly(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_command_on_several_machines_leaves_rank_and_meeting_place_to_them(tmp_path: Path) -> None:
+    wanted = run(tmp_path, "--launch.processes", "2", "--launch.nodes", "2")
+    made = command(wanted, machine(cores=16), port=None, environment={})
+    assert made.argv[4:9] == ("--num_processes", "4", "--num_machines", "2", "-m")
+    assert (made.processes, made.nodes) == (4, 2)
+    # Each machine's cores are its own ranks', which do not meet on the loopback device.
+    assert made.env == {"OMP_NUM_THREADS": "8", "DS_ACCELERATOR": "cpu"}
+
+
 def test_command_on_gpus_sets_nothing_that_accelerate_knows(tmp_path: Path) -> None:
     made = launch(tmp_path, gpus=4, OMP_NUM_THREADS="3")
     assert made.argv[4:8] == ("--num_processes", "4", "--main_process_port", "29511")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sailplan.errors import HardwareError, LaunchError, RunFileError, SailplanError
-from sailplan.launcher.strategy import divide
+from sailplan.launcher.strategy import divide, refuse_other_machines
 from tests.launcher.support import machine, run
 
 LORA = ("--use_peft",)
@@ -46,6 +46,30 @@ def test_divide_gives_strategy_and_processes(
 ) -> None:
     division = divide(run(tmp_path, *flags), machine(gpus=gpus))
     assert (division.preset.strategy, division.processes) == (strategy, processes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "strategy", "processes"),
+    [
+        (("--launch.nodes", "2"), 8, "zero3", 16),
+        (("--launch.nodes", "4", *LORA), 1, "ddp", 4),
+        (("--launch.nodes", "2", "--launch.gpus_per_node", "4"), 8, "zero3", 8),
+        (("--num_machines", "2", "--num_processes", "8"), 8, "zero3", 8),
+        (("--launch.nodes", "2", "--launch.processes", "2"), 0, "zero3", 4),
+    ],
+)
+def test_divide_over_several_machines_counts_all_ranks(
+    tmp_path: Path, flags: tuple[str, ...], gpus: int, strategy: str, processes: int
+) -> None:
+    division = divide(run(tmp_path, *flags), machine(gpus=gpus))
+    assert (division.preset.strategy, division.processes) == (strategy, processes)
+    assert division.processes_per_node * division.nodes == processes
+
+
+def test_train_of_several_machines_names_submit(tmp_path: Path) -> None:
+    refuse_other_machines(run(tmp_path))
+    with pytest.raises(LaunchError, match=r"2 machines are asked for.*sailplan submit"):
+        refuse_other_machines(run(tmp_path, "--launch.nodes", "2"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +118,18 @@ def test_divide_without_compiler_goes_on_with_one_process(tmp_path: Path, strate
             "8 processes are asked for, and there are 2 GPUs here .*NVIDIA L4.*allowed: 1 to 2.*"
             "launch.gpus_per_node: 2",
         ),
-        (("--launch.nodes", "2"), 8, LaunchError, "2 machines are asked for"),
+        (
+            ("--num_machines", "2", "--num_processes", "3"),
+            8,
+            RunFileError,
+            "num_processes 3 does not divide over 2 machines",
+        ),
+        (
+            ("--launch.nodes", "2", "--launch.strategy", "single"),
+            1,
+            RunFileError,
+            "strategy single with 2 processes",
+        ),
         (
             ("--launch.strategy", "single", "--launch.gpus_per_node", "2"),
             2,

@@ -53,13 +53,8 @@ def run_demo(folder: Path, *, seed: int = 0) -> Path:
         OutputError: `folder` cannot be written, or is not empty.
         TrainingError: A training failed, or its aim was missed.
     """
-    files = Files(folder=_empty(folder))
     start = time.monotonic()
-    write_catalogue(files.catalogue, num_train=NUM_TRAIN, num_test=NUM_TEST, seed=seed)
-    _say(f"drew {NUM_TRAIN} products, and {NUM_TEST} to test on: {files.catalogue}")
-    write_run_files(files)
-    num_parameters = _build_model(files, seed)
-    _say(f"built a Qwen2-VL of {num_parameters:,} parameters: {files.model}")
+    files = prepare_demo(folder, seed=seed)
     held_out = load_held_out(Run.from_file(files.full_run))
 
     base = _measure("before training", files.model, held_out, since=start)
@@ -79,6 +74,21 @@ def run_demo(folder: Path, *, seed: int = 0) -> Path:
     check_aim(qlora, "listing")
     check_aim(merged, "listing")
     return _show(files)
+
+
+def prepare_demo(folder: Path, *, seed: int = 0) -> Files:
+    """Makes what the demo trains under `folder`: the data, the model before training, the runs.
+
+    Raises:
+        OutputError: `folder` cannot be written, or is not empty.
+    """
+    files = Files(folder=_empty(folder))
+    write_catalogue(files.catalogue, num_train=NUM_TRAIN, num_test=NUM_TEST, seed=seed)
+    _say(f"drew {NUM_TRAIN} products, and {NUM_TEST} to test on: {files.catalogue}")
+    write_run_files(files)
+    num_parameters = _build_model(files, seed)
+    _say(f"built a Qwen2-VL of {num_parameters:,} parameters: {files.model}")
+    return files
 
 
 def _empty(folder: Path) -> Path:
