@@ -103,6 +103,39 @@ def save_slowly(module: ModuleType, *, seconds: float) -> None:
     module.Trainer._save_optimizer_and_scheduler = faulty
 
 
+def meet_in_step(module: ModuleType, *, step: int, there: str, go: str) -> None:
+    """Says once that it is about to make a batch after a step, and waits until it may go on."""
+    _in_collator(module, step, lambda: _meet(there, go))
+
+
+def meet_in_save(module: ModuleType, *, there: str, go: str) -> None:
+    """Says once that a checkpoint's weights are written, and waits before the optimizer is."""
+    save = module.Trainer._save_optimizer_and_scheduler
+
+    def faulty(trainer: Any, folder: Any) -> None:
+        _meet(there, go)
+        save(trainer, folder)
+
+    module.Trainer._save_optimizer_and_scheduler = faulty
+
+
+def _meet(there: str, go: str) -> None:
+    if Path(there).exists():
+        return
+    Path(there).touch()
+    while not Path(go).exists():
+        time.sleep(0.02)
+
+
+def fail_in_step(module: ModuleType, *, step: int) -> None:
+    """Fails as a bug does, once so many steps are done."""
+
+    def fail() -> None:
+        raise RuntimeError("the planted bug")
+
+    _in_collator(module, step, fail)
+
+
 def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
     """Has a micro batch of more tokens end as CUDA does without memory, once steps are done."""
     import torch
@@ -292,6 +325,9 @@ PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "sleep_in_worker": ("sailplan.data.collator", sleep_in_worker),
     "stop_in_collator": ("sailplan.data.collator", stop_in_collator),
     "keep_interpreter_in_collator": ("sailplan.data.collator", keep_interpreter_in_collator),
+    "meet_in_step": ("sailplan.data.collator", meet_in_step),
+    "fail_in_step": ("sailplan.data.collator", fail_in_step),
+    "meet_in_save": ("sailplan.train.trainer", meet_in_save),
     "save_slowly": ("sailplan.train.trainer", save_slowly),
     "leave_out_all_reduce": ("sailplan.train.trainer", leave_out_all_reduce),
 }
