@@ -16,7 +16,6 @@ import yaml
 
 from sailplan.run.paths import RunPaths
 from tests.slurm.cluster import Cluster
-from tests.support.plant import planted
 from tests.support.rows import chat_rows
 
 LIMIT_S = 200
@@ -116,28 +115,28 @@ def submit(
 
 @dataclass(frozen=True)
 class Meeting:
-    """A place in a run where it waits for the test, once."""
+    """A place in a run where its first rank waits for the test, once."""
 
     folder: Path
+    what: str
+    """`meet_in_step` or `meet_in_save`."""
+    step: int
 
     @property
     def there(self) -> Path:
         """Is there once the run has come."""
-        return self.folder / "there"
+        return self.folder.with_name(f"{self.folder.name}-there")
 
     @property
     def go(self) -> Path:
         """Lets it go on."""
-        return self.folder / "go"
+        return self.folder.with_name(f"{self.folder.name}-go")
 
-    def planted(self, what: str, rank: int = 0, **fault: Any) -> dict[str, str]:
-        """Returns the environment in which a rank comes there."""
+    @property
+    def fault(self) -> dict[str, Any]:
+        """What is planted in the ranks."""
         at = {"there": str(self.there), "go": str(self.go)}
-        return planted(what=what, rank=rank, **at, **fault)
-
-    def wait(self, run: Submitted) -> None:
-        """Waits until the run has come."""
-        until(self.there.exists, lambda: run.log())
+        return {"what": self.what, "rank": 0, "step": self.step, **at}
 
 
 def until(true: Callable[[], object], told: Callable[[], str], limit_s: float = LIMIT_S) -> None:

@@ -1,8 +1,9 @@
-"""A run on two nodes is stopped, thrown out or broken in every way, and comes back by itself."""
+"""A run on two nodes is stopped, thrown out and broken in every way, and comes back by itself."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import pytest
 
 from sailplan.supervise.attempt_log import read_attempts
 from tests.slurm.cluster import Cluster
-from tests.slurm.runs import Meeting, Submitted, sailplan, submit, tiny_run, until
+from tests.slurm.runs import LIMIT_S, Meeting, Submitted, sailplan, submit, tiny_run, until
 from tests.support.killed import curve, whole
 from tests.support.plant import planted
 
 Curve = list[tuple[int, float, float, int]]
+Disturb = Callable[[Cluster, Submitted, Meeting], None]
+
+STEP = "meet_in_step"
+SAVE = "meet_in_save"
 
 
 @pytest.fixture(scope="module")
@@ -33,107 +38,148 @@ def undisturbed(
     return found
 
 
-def start(
-    cluster: Cluster, folder: Path, model: Path, *flags: str, what: str, **fault: int
-) -> tuple[Submitted, Meeting]:
-    """Submits the run and returns when it has come to where it is to be disturbed."""
-    meeting = Meeting(folder)
-    run = submit(
-        cluster,
-        tiny_run(folder, model),
-        *("--nodes", "2", *flags),
-        output_dir=folder / "run",
-        environment=meeting.planted(what, **fault),
-    )
-    meeting.wait(run)
-    return run, meeting
-
-
-def came_back(run: Submitted, expected: Curve, *, kinds: list[str]) -> None:
-    """Asserts that a run has gone on as if nothing had happened, in the same job."""
-    run.wait("COMPLETED")
-    assert curve(run.paths.path) == expected
-    assert [one.kind for one in read_attempts(run.paths.attempts_file)] == kinds
-    assert {one.job for one in read_attempts(run.paths.attempts_file)} == {run.train}
-    assert json.loads(run.paths.state_file.read_text())["state"] == "finished"
-
-
-def test_run_whose_steps_are_signalled_saves_and_comes_back(
-    cluster: Cluster, tiny_model: Callable[[str], Path], tmp_path: Path, undisturbed: Curve
-) -> None:
-    run, meeting = start(cluster, tmp_path, tiny_model("llama"), what="meet_in_step", step=4)
+def signalled(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+    """Signals the ranks' step, not the script."""
     cluster.run("scancel", "--signal=USR1", str(run.train))
     meeting.go.touch()
-    came_back(run, undisturbed, kinds=["stopped", "finished"])
-    assert "goes on from" in run.log()
 
 
-def test_run_whose_time_is_nearly_over_saves_and_comes_back(
-    cluster: Cluster, tiny_model: Callable[[str], Path], tmp_path: Path, undisturbed: Curve
-) -> None:
-    flags = ("--slurm.time", "00:02:00", "--slurm.stop_before_s", "100")
-    run, meeting = start(
-        cluster, tmp_path, tiny_model("llama"), *flags, what="meet_in_step", step=4
-    )
+def out_of_time(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+    """Has the job's time be nearly over; what comes after it may take longer again."""
+    hours, minutes, seconds = map(int, cluster.job(run.train)["RunTime"].split(":"))
+    left_s = 25
+    limit = math.ceil((hours * 3600 + minutes * 60 + seconds + left_s) / 60)
+    cluster.run("scontrol", "update", f"JobId={run.train}", f"TimeLimit={limit}")
     until(run.paths.stop_file.exists, run.log)
     meeting.go.touch()
-    came_back(run, undisturbed, kinds=["stopped", "finished"])
+    until(lambda: cluster.state(run.train) == "PENDING", run.log)
+    cluster.run("scontrol", "update", f"JobId={run.train}", "TimeLimit=30")
 
 
-@pytest.mark.parametrize("partition", ["low", "grace"])
-def test_run_that_makes_room_for_another_comes_back(
-    cluster: Cluster,
-    tiny_model: Callable[[str], Path],
-    tmp_path: Path,
-    undisturbed: Curve,
-    partition: str,
-) -> None:
-    flags = ("--slurm.partition", partition)
-    run, meeting = start(
-        cluster, tmp_path, tiny_model("llama"), *flags, what="meet_in_step", step=4
-    )
-    other = cluster.submit("sleep 5", "--partition=gpu", "--nodes=2", "--exclusive")
-    if partition == "grace":
+def queued_again(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+    """Has the job queued again by hand."""
+    cluster.run("scontrol", "requeue", str(run.train))
+    until(lambda: cluster.state(run.train) == "PENDING", run.log)
+    meeting.go.touch()
+
+
+def preempted(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+    """Has another job of a higher partition take the nodes."""
+    other = cluster.submit("sleep 1", "--partition=gpu", "--nodes=2", "--exclusive")
+    if cluster.job(run.train)["Partition"] == "grace":
         until(run.paths.stop_file.exists, run.log)
     meeting.go.touch()
-    cluster.wait_for(other, "COMPLETED", timeout_s=120)
+    cluster.wait_for(other, "COMPLETED", timeout_s=LIMIT_S)
+
+
+def first_node_crashes(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+    """Takes the node away on which the script and the first rank are."""
+    crashes(cluster, run.cluster.nodes[0], meeting)
+
+
+def second_node_crashes(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+    """Takes the other node away."""
+    crashes(cluster, run.cluster.nodes[1], meeting)
+
+
+def crashes(cluster: Cluster, node: str, meeting: Meeting) -> None:
+    cluster.crash(node)
+    meeting.go.touch()
+    cluster.revive(node)
+
+
+def comes_back(
+    cluster: Cluster,
+    file: Path,
+    disturbances: list[tuple[str, int, Disturb]],
+    expected: Curve,
+) -> list[str]:
+    """Disturbs a run, once or again and again, and returns the kinds of ends of its launches.
+
+    It is held at a place, given by its kind and a step, and disturbed there; then it must come back
+    by itself, in the same job, and go on as if nothing had happened.
+    """
+    folder = file.parent
+    meetings = [
+        Meeting(folder / f"meeting-{number}", what, step)
+        for number, (what, step, _) in enumerate(disturbances)
+    ]
+    run = submit(
+        cluster,
+        file,
+        *("--nodes", "2"),
+        output_dir=folder / "run",
+        environment=planted(*(meeting.fault for meeting in meetings)),
+    )
+    for meeting, (_, _, disturb) in zip(meetings, disturbances, strict=True):
+        until(meeting.there.exists, run.log)
+        disturb(cluster, run, meeting)
     run.wait("COMPLETED")
-    assert curve(run.paths.path) == undisturbed
-    kinds = [one.kind for one in read_attempts(run.paths.attempts_file)]
-    assert kinds in (["stopped", "finished"], ["interrupted", "finished"])
+    assert curve(run.paths.path) == expected
+    assert json.loads(run.paths.state_file.read_text())["state"] == "finished"
+    attempts = read_attempts(run.paths.attempts_file)
+    assert {one.job for one in attempts} == {run.train}
+    assert run.log().count("goes on from") == len(disturbances)
+    return [one.kind for one in attempts]
 
 
-def test_run_that_is_queued_again_by_hand_comes_back(
+def test_run_that_is_stopped_again_and_again_comes_back_each_time(
     cluster: Cluster, tiny_model: Callable[[str], Path], tmp_path: Path, undisturbed: Curve
 ) -> None:
-    run, meeting = start(cluster, tmp_path, tiny_model("llama"), what="meet_in_step", step=4)
-    cluster.run("scontrol", "requeue", str(run.train))
-    until(lambda: cluster.job(run.train)["Restarts"] == "1", run.log)
-    meeting.go.touch()
-    run.wait("COMPLETED")
-    assert curve(run.paths.path) == undisturbed
+    file = tiny_run(tmp_path, tiny_model("llama"), slurm={"partition": "grace", "time": "00:30:00"})
+    disturbances = [
+        (STEP, 1, signalled),
+        (STEP, 3, out_of_time),
+        (STEP, 5, preempted),
+        (STEP, 6, queued_again),
+    ]
+    kinds = comes_back(cluster, file, disturbances, undisturbed)
+    assert kinds[:2] == ["stopped", "stopped"]
+    assert kinds[-1] == "finished"
+    assert set(kinds[2:-1]) <= {"stopped", "interrupted"}
 
 
-@pytest.mark.parametrize("node", ["node1", "node2"])
-@pytest.mark.parametrize(
-    ("what", "fault"), [("meet_in_step", {"step": 4}), ("meet_in_save", {})], ids=["step", "save"]
-)
-def test_run_whose_node_crashes_comes_back(
+def test_run_whose_nodes_crash_in_a_step_and_in_a_save_comes_back(
     fresh_cluster: Callable[..., Cluster],
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
     undisturbed: Curve,
-    what: str,
-    fault: dict[str, int],
-    node: str,
 ) -> None:
     cluster = fresh_cluster(2, extra="SlurmdTimeout=5")
-    run, meeting = start(cluster, tmp_path, tiny_model("llama"), what=what, **fault)
-    assert whole(run.paths.path) == ([3] if what == "meet_in_step" else [])
-    cluster.crash(node)
-    meeting.go.touch()
-    cluster.revive(node)
-    came_back(run, undisturbed, kinds=["lost", "finished"])
+    file = tiny_run(tmp_path, tiny_model("llama"))
+    disturbances = [(STEP, 4, first_node_crashes), (SAVE, 6, second_node_crashes)]
+    assert comes_back(cluster, file, disturbances, undisturbed) == ["lost", "lost", "finished"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("disturbance", "partition"),
+    [
+        ((STEP, 4, signalled), "gpu"),
+        ((SAVE, 3, signalled), "gpu"),
+        ((STEP, 4, out_of_time), "gpu"),
+        ((SAVE, 3, out_of_time), "gpu"),
+        ((STEP, 4, preempted), "low"),
+        ((SAVE, 3, preempted), "low"),
+        ((SAVE, 3, preempted), "grace"),
+        ((SAVE, 3, queued_again), "gpu"),
+        ((STEP, 4, second_node_crashes), "gpu"),
+        ((SAVE, 3, first_node_crashes), "gpu"),
+    ],
+)
+def test_run_that_is_disturbed_once_comes_back(
+    fresh_cluster: Callable[..., Cluster],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    undisturbed: Curve,
+    disturbance: tuple[str, int, Disturb],
+    partition: str,
+) -> None:
+    cluster = fresh_cluster(2, extra="SlurmdTimeout=5")
+    file = tiny_run(
+        tmp_path, tiny_model("llama"), slurm={"partition": partition, "time": "00:30:00"}
+    )
+    comes_back(cluster, file, [disturbance], undisturbed)
 
 
 def test_run_that_always_fails_is_given_up_at_the_cap_and_says_why(
@@ -146,6 +192,7 @@ def test_run_that_always_fails_is_given_up_at_the_cap_and_says_why(
     assert record["Restarts"] == "1"
     attempts = read_attempts(run.paths.attempts_file)
     assert [one.kind for one in attempts] == ["unknown", "unknown"]
+    assert whole(run.paths.path) == []
     told = sailplan(cluster, "runs", tmp_path).stdout
     assert "failed" in told
     assert "the planted bug" in " ".join(told.split())

@@ -15,7 +15,13 @@ from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.failure import Failure, write_failure
 from sailplan.run.state import RunState, read_state, write_state
-from sailplan.supervise.attempt_log import Attempt, append_attempts, num_fruitless, read_attempts
+from sailplan.supervise.attempt_log import (
+    Attempt,
+    append_attempts,
+    num_fruitless,
+    num_in_vain,
+    read_attempts,
+)
 from sailplan.supervise.ending import Ending
 from sailplan.supervise.job import TrainingJob, Word, next_word, settled_code
 
@@ -55,6 +61,12 @@ def test_fruitless_launches_are_those_since_the_last_newer_checkpoint(
     ends: list[tuple[str, int]], count: int
 ) -> None:
     assert num_fruitless([attempt(kind, step) for kind, step in ends]) == count
+
+
+def test_launches_in_vain_are_all_that_left_no_newer_checkpoint() -> None:
+    ends = [("stopped", 5), ("stopped", 5), ("interrupted", 5), ("unknown", 5)]
+    assert num_in_vain([attempt(kind, step) for kind, step in ends]) == 3
+    assert num_in_vain([attempt("stopped", step) for step in (5, 6, 7)]) == 0
 
 
 def state(name: Any, why: str = "", **fields: Any) -> RunState:
@@ -106,6 +118,8 @@ def ending(kind: str, code: int) -> Ending:
         ("finished", 0, True, False, 0, "finished"),
         ("stopped", 75, True, True, 0, "requeue"),
         ("stopped", 75, False, True, 0, "stopped"),
+        ("stopped", 75, True, False, 10, "requeue"),
+        ("stopped", 75, True, False, 11, "failed"),
         ("stopped", 75, False, False, 0, "requeue"),
         ("unknown", 1, False, False, 3, "requeue"),
         ("unknown", 1, False, False, 4, "failed"),
@@ -120,7 +134,12 @@ def test_next_word_follows_from_the_end(
     kind: str, code: int, asked: bool, by_hand: bool, fruitless: int, word: Word
 ) -> None:
     found = next_word(
-        ending(kind, code), asked=asked, by_hand=by_hand, num_fruitless=fruitless, max_restarts=3
+        ending(kind, code),
+        asked=asked,
+        by_hand=by_hand,
+        num_fruitless=fruitless,
+        num_in_vain=fruitless,
+        max_restarts=3,
     )
     assert found == word
 

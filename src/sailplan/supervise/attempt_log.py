@@ -97,6 +97,16 @@ def num_fruitless(attempts: Sequence[Attempt]) -> int:
     return count
 
 
+def num_in_vain(attempts: Sequence[Attempt]) -> int:
+    """Returns how many of the last launches in a row left no newer whole checkpoint."""
+    count, saved = 0, 0
+    for attempt in attempts:
+        is_newer = attempt.checkpoint > saved
+        count = 0 if is_newer or attempt.kind == "finished" else count + 1
+        saved = max(saved, attempt.checkpoint)
+    return count
+
+
 def device_of(run: Run, machine: Machine) -> str:
     """Returns what a run trains on here."""
     if on_cpu(run, machine):

@@ -31,6 +31,7 @@ from sailplan.supervise.attempt_log import (
     append_attempts,
     device_of,
     num_fruitless,
+    num_in_vain,
     read_attempts,
 )
 from sailplan.supervise.attempts import MOST_RELAUNCHES, Attempts
@@ -41,6 +42,10 @@ from sailplan.supervise.report import report, where
 Word = Literal["finished", "again", "requeue", "stopped", "failed"]
 """What a job does next: it is done; it launches again at once, with the next plan; it is queued
 again; somebody stopped the run; the run failed for good."""
+
+MOST_IN_VAIN = 10
+"""Launches in a row that may be stopped before they have trained a step: the job's time may be too
+short even to begin."""
 
 LOST = "lost"
 """The kind of a launch that left no word of its end: its node went, or its job was killed."""
@@ -125,8 +130,16 @@ class TrainingJob:
             asked=asked,
             by_hand=state is not None and STOP_FILE in state.why,
             num_fruitless=num_fruitless([*self._of_this_job(), attempt]),
+            num_in_vain=num_in_vain([*self._of_this_job(), attempt]),
             max_restarts=self.max_restarts,
         )
+        if word == "failed" and ending.kind == "stopped":
+            why = (
+                f"{MOST_IN_VAIN + 1} launches in a row were stopped before they had trained a step; "
+                "does the job have time enough (slurm.time)?"
+            )
+            print(f"error: {why}", file=sys.stderr, flush=True)
+            ended(paths, TrainingError.exit_code, why)
         following = self._less(attempts, ending) if word == "again" else None
         if following is not None:
             attempt = attempts.noted(attempt, following)
@@ -215,7 +228,13 @@ def settled_code(
 
 
 def next_word(
-    ending: Ending, *, asked: bool, by_hand: bool, num_fruitless: int, max_restarts: int
+    ending: Ending,
+    *,
+    asked: bool,
+    by_hand: bool,
+    num_fruitless: int,
+    num_in_vain: int,
+    max_restarts: int,
 ) -> Word:
     """Returns what a job does after a launch.
 
@@ -225,14 +244,15 @@ def next_word(
         by_hand: Whether it was the run's stop file that stopped it.
         num_fruitless: Launches in a row, this one among them, that failed without a newer whole
             checkpoint.
-        max_restarts: How many of them are followed by another.
+        num_in_vain: The same of those that were stopped, too.
+        max_restarts: How many of the former are followed by another.
     """
     if ending.kind == "finished":
         return "finished"
-    if asked:
-        return "requeue"
-    if ending.kind == "stopped":
-        return "stopped" if by_hand else "requeue"
+    if ending.kind == "stopped" and by_hand and not asked:
+        return "stopped"
+    if asked or ending.kind == "stopped":
+        return "requeue" if num_in_vain <= MOST_IN_VAIN else "failed"
     if ending.kind == "user":  # the same mistake would be made again
         return "failed"
     if ending.kind == "oom":

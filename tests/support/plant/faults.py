@@ -108,12 +108,13 @@ def meet_in_step(module: ModuleType, *, step: int, there: str, go: str) -> None:
     _in_collator(module, step, lambda: _meet(there, go))
 
 
-def meet_in_save(module: ModuleType, *, there: str, go: str) -> None:
+def meet_in_save(module: ModuleType, *, step: int, there: str, go: str) -> None:
     """Says once that a checkpoint's weights are written, and waits before the optimizer is."""
     save = module.Trainer._save_optimizer_and_scheduler
 
     def faulty(trainer: Any, folder: Any) -> None:
-        _meet(there, go)
+        if trainer.state.global_step == step:
+            _meet(there, go)
         save(trainer, folder)
 
     module.Trainer._save_optimizer_and_scheduler = faulty
