@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from sailplan import files
 from sailplan.errors import RunFileError
 from sailplan.run import sanity
 from sailplan.run.accelerate_flags import accelerate_flags
-from sailplan.run.blocks import GenerationBlock, LaunchBlock, build_block
+from sailplan.run.blocks import NESTED, GenerationBlock, LaunchBlock, build_block, kind_of
 from sailplan.run.fields import Field, FieldType, field_table, package_folder
 from sailplan.run.legacy import legacy_names, translate
 from sailplan.run.method import AUTO, MICRO_BATCH, settle
@@ -21,7 +23,12 @@ from sailplan.run.slurm_block import SlurmBlock
 from sailplan.run.values import Entry, Raw, Scalar, coerce, shown
 from sailplan.run.yaml_file import read_entries
 
-_BLOCKS = ("launch", "slurm", "generation")
+_BLOCKS: Mapping[str, type[BaseModel]] = {
+    "launch": LaunchBlock,
+    "slurm": SlurmBlock,
+    "generation": GenerationBlock,
+}
+_MAPPINGS = (*_BLOCKS, *(f"{name}.{inner}" for name in NESTED for inner in NESTED[name]))
 _KEYS = ("env", "accelerate_config", *_BLOCKS)
 """Keys beside the fields."""
 
@@ -84,7 +91,7 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
     """
     parts = _Parts()
     if path is not None:
-        _add(parts, read_entries(path, blocks=_BLOCKS))
+        _add(parts, read_entries(path, blocks=_MAPPINGS))
     _add(parts, read_flags(flags, _field_of))
     _settle_accelerate(parts)
     parts.notes += settle(parts.explicit, parts.where)
@@ -107,8 +114,9 @@ def assemble(path: Path | None, flags: Sequence[str]) -> dict[str, Any]:
 
 def _field_of(name: str) -> Field | None:
     """Returns the field of a flag, so that its values can be told from the next flag."""
-    if name.partition(".")[0] in _BLOCKS:
-        kind = "bool" if name == "launch.cpu" else "str"
+    block, _, key = name.partition(".")
+    if block in _BLOCKS:
+        kind = kind_of(_BLOCKS[block], key)
         return Field(name=name, owner="", type=FieldType(kinds=frozenset({kind})))
     known = field_table().get(name)
     if known is not None or name in legacy_names() or name in _KEYS:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sailplan.errors import RunFileError
 from sailplan.run.nearest import nearest
+from sailplan.run.secrets import is_secret
 from sailplan.run.slurm_block import OneLine, SlurmBlock
-from sailplan.run.values import Raw, shown
+from sailplan.run.values import Raw, Scalar, shown
 
 Strategy = Literal[
     "auto", "single", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"
@@ -53,32 +56,130 @@ class GenerationBlock(_Block):
 
 B = TypeVar("B", LaunchBlock, SlurmBlock, GenerationBlock)
 
+NESTED: Mapping[str, tuple[str, ...]] = {
+    "slurm": ("merge", "compare", "container", "environment"),
+}
+"""Settings of a block that are mappings themselves: what is in them is `slurm.merge.time`."""
 
-def build_block(block: type[B], written: dict[str, tuple[Raw, str]], name: str) -> B:
+Written: TypeAlias = "Mapping[str, tuple[Raw, str]]"
+"""Each setting as written, and where."""
+
+
+def build_block(block: type[B], written: Written, name: str) -> B:
     """Returns a block from its settings.
 
     Args:
         block: `LaunchBlock`, `SlurmBlock` or `GenerationBlock`.
-        written: Each setting as written, and where.
-        name: `launch`, `slurm` or `generation`.
+        written: Its settings, those of a mapping in it as `merge.time`.
+        name: `launch`, `slurm` or `generation`; empty where the settings are a whole file.
 
     Raises:
-        RunFileError: A setting is unknown or does not fit.
+        RunFileError: A setting is unknown or does not fit, or may be a secret.
     """
-    values: dict[str, object] = {}
-    for key, (raw, where) in written.items():
-        if key not in block.model_fields:
-            got = f"{where}: unknown key {name}.{key}"
-            raise RunFileError(got, todo=nearest(key, block.model_fields))
-        values[key] = _as_text(raw)
+    prefix = f"{name}." if name else ""
+    flat = dict(_flattened(block, written))
+    values: dict[str, Any] = {}
+    for key, (raw, where) in flat.items():
+        _refuse_secret(key, raw, f"{where}: {prefix}{key}")
+        _put(values, block, key, raw, f"{where}: unknown key {prefix}{key}")
     try:
         return block.model_validate(values)
     except ValidationError as error:
-        detail = error.errors()[0]
-        key = str(detail["loc"][0])
-        raw, where = written[key]
-        got = f"{where}: {name}.{key} is {shown(raw)}"
-        raise RunFileError(got, allowed=_allowed(detail["type"], detail["msg"])) from None
+        raise _unfit(error, flat, prefix) from None
+
+
+def kind_of(block: type[BaseModel], key: str) -> str:
+    """Returns what a flag for a setting takes: `bool`, `list`, or else `str`, which is one word."""
+    head, _, rest = key.partition(".")
+    inner, annotation = _inner(block, head), _annotation(block, head)
+    if rest and isinstance(inner, type) and issubclass(inner, BaseModel):
+        return kind_of(inner, rest)
+    return "bool" if annotation is bool else "list" if get_origin(annotation) is tuple else "str"
+
+
+def _annotation(block: type[BaseModel], key: str) -> Any:
+    return block.model_fields[key].annotation if key in block.model_fields else None
+
+
+def _may_be_null(block: type[BaseModel], key: str) -> bool:
+    return type(None) in get_args(_annotation(block, key))
+
+
+def _inner(block: type[BaseModel], key: str) -> Any:
+    """Returns the block or `dict` that a setting is; None where it is one value, or none at all."""
+    annotation = _annotation(block, key)
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is dict:
+            return dict
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def _flattened(block: type[BaseModel], written: Written) -> Iterator[tuple[str, tuple[Raw, str]]]:
+    """Yields what is in a mapping one by one, however it was written."""
+    for key, (raw, where) in written.items():
+        if isinstance(raw, dict) and _inner(block, key):
+            yield from ((f"{key}.{inner}", (value, where)) for inner, value in raw.items())
+        else:
+            yield key, (raw, where)
+
+
+def _put(values: dict[str, Any], block: type[BaseModel], key: str, raw: Raw, unknown: str) -> None:
+    """Puts a setting where pydantic looks for it."""
+    head, dot, rest = key.partition(".")
+    inner = _inner(block, head)
+    if head not in block.model_fields or (dot and inner is None):
+        raise RunFileError(unknown, todo=nearest(head, block.model_fields))
+    if dot:
+        below = values[head] if isinstance(values.get(head), dict) else {}
+        values[head] = below
+        if inner is dict:
+            below[rest] = _as_text(raw)
+        else:
+            _put(below, inner, rest, raw, unknown)
+        return
+    value = _as_text(raw)
+    if value is None and inner is not None and not _may_be_null(block, head):
+        return  # nothing is written below it
+    is_list = get_origin(_annotation(block, head)) is tuple
+    values[head] = [value] if is_list and isinstance(value, str) else value
+
+
+def _refuse_secret(key: str, raw: Raw, place: str) -> None:
+    """Refuses what would stand in job scripts, which others may read."""
+    texts = [raw] if isinstance(raw, Scalar) else raw if isinstance(raw, list) else []
+    words = [text.text for text in texts if isinstance(text, Scalar)]
+    group, _, name = key.partition(".")
+    names = [name] if group == "environment" else []
+    for word in words:
+        if word.startswith("--export"):
+            names += re.split(r"[=,\s]", word)
+    if any(is_secret("", word) for word in words) or any(map(_is_secret_variable, names)):
+        todo = "set it in the environment of `sailplan submit` instead"
+        raise RunFileError(
+            f"{place} may hold a secret, and it would stand in job scripts", todo=todo
+        )
+
+
+def _is_secret_variable(name: str) -> bool:
+    return is_secret(name, "") or name.upper().endswith(("TOKEN", "_KEY"))
+
+
+def _unfit(error: ValidationError, written: Written, prefix: str) -> RunFileError:
+    """Returns what does not fit, by the line where it stands."""
+    detail = error.errors()[0]
+    names = [str(part) for part in detail["loc"] if isinstance(part, str) and part != "[key]"]
+    key = ".".join(names)
+    allowed = _allowed(detail["type"], detail["msg"])
+    if key not in written:  # it is missing, below what is there
+        where = next(where for name, (_, where) in written.items() if name.startswith(names[0]))
+        return RunFileError(f"{where}: {prefix}{key} is missing")
+    raw, where = written[key]
+    if detail["loc"][-1] == "[key]":
+        got = f"{where}: {prefix}{key} is not named as a variable is"
+        return RunFileError(got, allowed="letters, digits and _")
+    return RunFileError(f"{where}: {prefix}{key} is {shown(raw, names[-1])}", allowed=allowed)
 
 
 def _as_text(raw: Raw) -> object:
@@ -93,6 +194,9 @@ def _as_text(raw: Raw) -> object:
 _ALLOWED = {
     "string_pattern_mismatch": "one line of text",
     "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "float_parsing": "a number",

@@ -25,7 +25,8 @@ def read_entries(path: Path, *, blocks: Collection[str] = ()) -> list[Entry]:
 
     Args:
         path: The file.
-        blocks: Mappings whose settings come one by one, as `block.name`.
+        blocks: Mappings whose settings come one by one, as `block.name`; one in another is
+            named so as well.
 
     Raises:
         RunFileError: The file is missing, unreadable, not YAML, not a mapping, or has a key twice.
@@ -45,7 +46,9 @@ def read_entries(path: Path, *, blocks: Collection[str] = ()) -> list[Entry]:
 def _entries(root: yaml.MappingNode, path: Path, blocks: Collection[str]) -> Iterator[Entry]:
     for name, (node, line) in _pairs(root, path).items():
         if name in blocks and isinstance(node, yaml.MappingNode):
-            for entry in _entries(node, path, ()):
+            inside = f"{name}."
+            below = [block[len(inside) :] for block in blocks if block.startswith(inside)]
+            for entry in _entries(node, path, below):
                 yield Entry(name=f"{name}.{entry.name}", raw=entry.raw, where=entry.where)
         else:
             yield Entry(name=name, raw=_raw(node, path), where=f"{path}:{line}")
