@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -138,11 +139,20 @@ def _fetch(run: Run) -> tuple[Run, bool]:
     return pinned, not run.get("push_to_hub")
 
 
-def _show(found: Submission) -> None:
+def _scripts(found: Submission) -> dict[Path, str]:
+    from sailplan.slurm.profile import template_of
     from sailplan.slurm.script import render
 
+    texts = {}
     for request in found.requests:
-        print(f"# {request.paths.job_script(request.kind)}\n{render(request)}")
+        own = template_of(request.settings) if request.kind == "train" else None
+        texts[request.paths.job_script(request.kind)] = render(request, template=own)
+    return texts
+
+
+def _show(found: Submission) -> None:
+    for path, text in _scripts(found).items():
+        print(f"# {path}\n{text}")
     for path, text in found.ready.launch.files.items():
         print(f"# {path}\n{text}")
 
@@ -157,12 +167,11 @@ def _submit(found: Submission) -> None:
 
     from sailplan.launcher.local import launch_texts
     from sailplan.run.directory import RunDirectory
-    from sailplan.slurm.script import render
     from sailplan.slurm.submit import enqueue, prove
 
     ready = found.ready
     directory = RunDirectory.of(ready.kept)
-    texts = {request.paths.job_script(request.kind): render(request) for request in found.requests}
+    texts = _scripts(found)
     trains = any(request.kind == "train" for request in found.requests)
     if trains:
         directory.check(ready.kept)

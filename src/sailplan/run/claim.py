@@ -32,7 +32,7 @@ class Claim:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, text in texts.items():
-                write_atomically(path, text.encode())
+                write_atomically(path, text.encode("utf-8", "surrogateescape"))
         except BaseException:
             claim.take_back()
             raise

@@ -135,8 +135,8 @@ class TrainingJob:
         )
         if word == "failed" and ending.kind == "stopped":
             why = (
-                f"{MOST_IN_VAIN + 1} launches in a row were stopped before they had trained a step; "
-                "does the job have time enough (slurm.time)?"
+                f"{MOST_IN_VAIN + 1} launches in a row were stopped before they had trained a "
+                "step; does the job have time enough (slurm.time)?"
             )
             print(f"error: {why}", file=sys.stderr, flush=True)
             ended(paths, TrainingError.exit_code, why)
