@@ -113,30 +113,15 @@ def submit(
     )
 
 
-@dataclass(frozen=True)
-class Meeting:
-    """A place in a run where its first rank waits for the test, once."""
+def meeting(there: Path, what: str, step: int) -> dict[str, Any]:
+    """Returns a fault: the first rank comes to a place, once, and waits until it is asked to stop.
 
-    folder: Path
-    what: str
-    """`meet_in_step` or `meet_in_save`."""
-    step: int
-
-    @property
-    def there(self) -> Path:
-        """Is there once the run has come."""
-        return self.folder.with_name(f"{self.folder.name}-there")
-
-    @property
-    def go(self) -> Path:
-        """Lets it go on."""
-        return self.folder.with_name(f"{self.folder.name}-go")
-
-    @property
-    def fault(self) -> dict[str, Any]:
-        """What is planted in the ranks."""
-        at = {"there": str(self.there), "go": str(self.go)}
-        return {"what": self.what, "rank": 0, "step": self.step, **at}
+    Args:
+        there: Is there once the rank has come.
+        what: `meet_in_step` or `meet_in_save`.
+        step: Optimizer steps that are done then.
+    """
+    return {"what": what, "rank": 0, "step": step, "there": str(there)}
 
 
 def until(true: Callable[[], object], told: Callable[[], str], limit_s: float = LIMIT_S) -> None:

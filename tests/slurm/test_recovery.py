@@ -11,12 +11,12 @@ import pytest
 
 from sailplan.supervise.attempt_log import read_attempts
 from tests.slurm.cluster import Cluster
-from tests.slurm.runs import LIMIT_S, Meeting, Submitted, sailplan, submit, tiny_run, until
+from tests.slurm.runs import LIMIT_S, Submitted, meeting, sailplan, submit, tiny_run, until
 from tests.support.killed import curve, whole
 from tests.support.plant import planted
 
 Curve = list[tuple[int, float, float, int]]
-Disturb = Callable[[Cluster, Submitted, Meeting], None]
+Disturb = Callable[[Cluster, Submitted], None]
 
 STEP = "meet_in_step"
 SAVE = "meet_in_save"
@@ -38,54 +38,43 @@ def undisturbed(
     return found
 
 
-def signalled(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+def signalled(cluster: Cluster, run: Submitted) -> None:
     """Signals the ranks' step, not the script."""
     cluster.run("scancel", "--signal=USR1", str(run.train))
-    meeting.go.touch()
 
 
-def out_of_time(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+def out_of_time(cluster: Cluster, run: Submitted) -> None:
     """Has the job's time be nearly over; what comes after it may take longer again."""
     hours, minutes, seconds = map(int, cluster.job(run.train)["RunTime"].split(":"))
     left_s = 25
     limit = math.ceil((hours * 3600 + minutes * 60 + seconds + left_s) / 60)
     cluster.run("scontrol", "update", f"JobId={run.train}", f"TimeLimit={limit}")
-    until(run.paths.stop_file.exists, run.log)
-    meeting.go.touch()
     until(lambda: cluster.state(run.train) == "PENDING", run.log)
     cluster.run("scontrol", "update", f"JobId={run.train}", "TimeLimit=30")
 
 
-def queued_again(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+def queued_again(cluster: Cluster, run: Submitted) -> None:
     """Has the job queued again by hand."""
     cluster.run("scontrol", "requeue", str(run.train))
     until(lambda: cluster.state(run.train) == "PENDING", run.log)
-    meeting.go.touch()
 
 
-def preempted(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+def preempted(cluster: Cluster, run: Submitted) -> None:
     """Has another job of a higher partition take the nodes."""
     other = cluster.submit("sleep 1", "--partition=gpu", "--nodes=2", "--exclusive")
-    if cluster.job(run.train)["Partition"] == "grace":
-        until(run.paths.stop_file.exists, run.log)
-    meeting.go.touch()
     cluster.wait_for(other, "COMPLETED", timeout_s=LIMIT_S)
 
 
-def first_node_crashes(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+def first_node_crashes(cluster: Cluster, run: Submitted) -> None:
     """Takes the node away on which the script and the first rank are."""
-    crashes(cluster, run.cluster.nodes[0], meeting)
+    cluster.crash(cluster.nodes[0])
+    cluster.revive(cluster.nodes[0])
 
 
-def second_node_crashes(cluster: Cluster, run: Submitted, meeting: Meeting) -> None:
+def second_node_crashes(cluster: Cluster, run: Submitted) -> None:
     """Takes the other node away."""
-    crashes(cluster, run.cluster.nodes[1], meeting)
-
-
-def crashes(cluster: Cluster, node: str, meeting: Meeting) -> None:
-    cluster.crash(node)
-    meeting.go.touch()
-    cluster.revive(node)
+    cluster.crash(cluster.nodes[1])
+    cluster.revive(cluster.nodes[1])
 
 
 def comes_back(
@@ -99,21 +88,21 @@ def comes_back(
     It is held at a place, given by its kind and a step, and disturbed there; then it must come back
     by itself, in the same job, and go on as if nothing had happened.
     """
-    folder = file.parent
-    meetings = [
-        Meeting(folder / f"meeting-{number}", what, step)
-        for number, (what, step, _) in enumerate(disturbances)
+    places = [file.parent / f"there-{number}" for number, _ in enumerate(disturbances)]
+    faults = [
+        meeting(there, what, step)
+        for there, (what, step, _) in zip(places, disturbances, strict=True)
     ]
     run = submit(
         cluster,
         file,
         *("--nodes", "2"),
-        output_dir=folder / "run",
-        environment=planted(*(meeting.fault for meeting in meetings)),
+        output_dir=file.parent / "run",
+        environment=planted(*faults),
     )
-    for meeting, (_, _, disturb) in zip(meetings, disturbances, strict=True):
-        until(meeting.there.exists, run.log)
-        disturb(cluster, run, meeting)
+    for there, (_, _, disturb) in zip(places, disturbances, strict=True):
+        until(there.exists, run.log)
+        disturb(cluster, run)
     run.wait("COMPLETED")
     assert curve(run.paths.path) == expected
     assert json.loads(run.paths.state_file.read_text())["state"] == "finished"
@@ -123,6 +112,7 @@ def comes_back(
     return [one.kind for one in attempts]
 
 
+@pytest.mark.timeout(900)
 def test_run_that_is_stopped_again_and_again_comes_back_each_time(
     cluster: Cluster, tiny_model: Callable[[str], Path], tmp_path: Path, undisturbed: Curve
 ) -> None:
@@ -139,6 +129,7 @@ def test_run_that_is_stopped_again_and_again_comes_back_each_time(
     assert set(kinds[2:-1]) <= {"stopped", "interrupted"}
 
 
+@pytest.mark.timeout(900)
 def test_run_whose_nodes_crash_in_a_step_and_in_a_save_comes_back(
     fresh_cluster: Callable[..., Cluster],
     tiny_model: Callable[[str], Path],
@@ -152,6 +143,7 @@ def test_run_whose_nodes_crash_in_a_step_and_in_a_save_comes_back(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("disturbance", "partition"),
     [

@@ -103,28 +103,30 @@ def save_slowly(module: ModuleType, *, seconds: float) -> None:
     module.Trainer._save_optimizer_and_scheduler = faulty
 
 
-def meet_in_step(module: ModuleType, *, step: int, there: str, go: str) -> None:
-    """Says once that it is about to make a batch after a step, and waits until it may go on."""
-    _in_collator(module, step, lambda: _meet(there, go))
+def meet_in_step(module: ModuleType, *, step: int, there: str) -> None:
+    """Says once that it is about to make a batch after a step, and waits until asked to stop."""
+    _in_collator(module, step, lambda: _meet(there))
 
 
-def meet_in_save(module: ModuleType, *, step: int, there: str, go: str) -> None:
-    """Says once that a checkpoint's weights are written, and waits before the optimizer is."""
+def meet_in_save(module: ModuleType, *, step: int, there: str) -> None:
+    """Says once that a checkpoint's weights are written, and waits until asked to stop."""
     save = module.Trainer._save_optimizer_and_scheduler
 
     def faulty(trainer: Any, folder: Any) -> None:
         if trainer.state.global_step == step:
-            _meet(there, go)
+            _meet(there)
         save(trainer, folder)
 
     module.Trainer._save_optimizer_and_scheduler = faulty
 
 
-def _meet(there: str, go: str) -> None:
+def _meet(there: str) -> None:
+    from sailplan.train.requests import REQUESTS
+
     if Path(there).exists():
         return
     Path(there).touch()
-    while not Path(go).exists():
+    while REQUESTS._cause is None:
         time.sleep(0.02)
 
 
