@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.slurm.cluster.configuration import GPUS_PER_NODE, names_of, write_configuration
+from tests.slurm.cluster.python import programs_for_all
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
 KEY = re.compile(r"(?:^| )([A-Z][A-Za-z0-9/:_]*)=")
@@ -132,7 +133,7 @@ class Cluster:
 
         Args:
             command: The program and its arguments; no shell reads them.
-            user: As whom, with a home of its own; None as root.
+            user: As whom, with a home and a Python that it can read; None as root.
             check: Whether failing is an error.
             timeout_s: How long it may take.
             cwd: Where; this process's directory, or the user's home.
@@ -147,7 +148,9 @@ class Cluster:
             known = pwd.getpwnam(user)
             cwd = cwd or self.home(user)
             identity = {"user": known.pw_uid, "group": known.pw_gid, "extra_groups": []}
+            programs = programs_for_all(self.directory)
             own |= {"HOME": str(self.home(user)), "USER": user, "LOGNAME": user}
+            own["PATH"] = f"{programs}:{os.environ['PATH']}"
         done = subprocess.run(
             list(map(str, command)),
             capture_output=True,
@@ -226,18 +229,26 @@ class Cluster:
         """
         wanted = set(nodes or self.nodes)
         states: dict[str, str] = {}
+        is_listening = False
         for _ in polling(timeout_s):
             if self._guardian.poll() is not None:
                 break
-            if not self._is_listening():
+            is_listening = is_listening or self._is_listening()
+            if not is_listening:
                 continue
             told = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False)
             states = dict(line.split() for line in told.splitlines())
             if all(states.get(name) == "idle" for name in wanted):
                 return
-        logs = self.directory.glob("log/*.*")
-        ends = [f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}" for path in logs]
-        raise ClusterError("\n".join([f"the nodes are {states or 'not there'}", *ends]))
+        told = f"the nodes are {states or 'not there'}"
+        raise ClusterError("\n".join([told, *self._ends_of_logs()]))
+
+    def _ends_of_logs(self) -> Iterator[str]:
+        """Yields what each daemon said last: in its log, or before it had one."""
+        for path in sorted(self.directory.glob("log/*.out")):
+            log = path.with_suffix(".log")
+            text = (log if log.exists() else path).read_text(errors="replace")
+            yield f"{path.stem}:\n{text[-1500:]}"
 
     def processes(self, node: str, *words: str) -> list[int]:
         """Ids, as this machine has them, of a node's processes whose command line has all words."""
