@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.cluster.cluster import parse_record, polling
+from tests.slurm.cluster.machine import polling
+from tests.slurm.cluster.records import parse_record
 
 BOTH_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:8")
 
@@ -193,6 +194,20 @@ def test_job_of_a_node_that_crashes_is_queued_again_and_runs_when_it_is_back(
     record = cluster.wait_for(job, "COMPLETED")
     assert (record["Restarts"], record["NodeList"]) == ("1", "node[1-2]")
     assert "NODE FAILURE" in cluster.log(job)
+
+
+@pytest.mark.slow
+def test_job_of_a_cluster_with_accounting_is_found_by_sacct(
+    fresh_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = fresh_cluster(accounting=True)
+    job = cluster.submit("srun false", *BOTH_NODES, user="nobody")
+    cluster.wait_for(job, "FAILED")
+    asked = ("sacct", "-n", "-P", "-X", "-o", "UID,State,ExitCode,AllocTRES", "-j", str(job))
+    assert holds(lambda: "|FAILED|" in cluster.run(*asked, user="nobody"))
+    found = cluster.run(*asked).strip().split("|")
+    assert found[:3] == ["65534", "FAILED", "1:0"]
+    assert "gres/gpu=16" in found[3]
 
 
 def test_record_of_a_job_with_spaces_and_newlines_is_read_whole() -> None:
