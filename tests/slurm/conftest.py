@@ -41,11 +41,17 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def fresh_cluster() -> Iterator[Callable[..., Cluster]]:
-    """Starts clusters for one test, which may break them: `fresh_cluster(extra="KillWait=3")`."""
+    """Starts clusters for one test, which may break them: `fresh_cluster(extra="KillWait=3")`.
+
+    With `accounting=True` the test is skipped where no database is installed.
+    """
     started: list[Cluster] = []
 
-    def start(num_nodes: int = 2, *, extra: str = "") -> Cluster:
-        started.append(Cluster(num_nodes, extra=extra))
+    def start(num_nodes: int = 2, *, extra: str = "", accounting: bool = False) -> Cluster:
+        missing = what_is_missing(accounting=accounting)
+        if missing is not None:
+            pytest.skip(missing)
+        started.append(Cluster(num_nodes, extra=extra, accounting=accounting))
         return started[-1]
 
     yield start

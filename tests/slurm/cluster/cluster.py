@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
-import random
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tests.slurm.cluster.configuration import GPUS_PER_NODE, names_of, write_configuration
+from tests.slurm.cluster import accounting as accounts
+from tests.slurm.cluster.configuration import names_of, write_configuration
+from tests.slurm.cluster.machine import (
+    ClusterError,
+    can_freeze,
+    claim_network,
+    is_first,
+    is_listening,
+    lay_out,
+    polling,
+    processes_in,
+)
+from tests.slurm.cluster.python import programs_for_all
+from tests.slurm.cluster.records import ENDED, parse_record
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
-KEY = re.compile(r"(?:^| )([A-Z][A-Za-z0-9/:_]*)=")
-ENDED = (
-    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"),
-    *("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
-)
-"""States that a job doesn't leave, unless it is queued again."""
-
-
-class ClusterError(Exception):
-    """The cluster didn't do what a test asked for."""
 
 
 class Cluster:
@@ -48,13 +49,21 @@ class Cluster:
         network: The first three bytes of the nodes' addresses.
     """
 
-    def __init__(self, num_nodes: int = 2, *, extra: str = "", start_timeout_s: float = 20) -> None:
+    def __init__(
+        self,
+        num_nodes: int = 2,
+        *,
+        extra: str = "",
+        accounting: bool = False,
+        start_timeout_s: float = 30,
+    ) -> None:
         """Starts the cluster and waits until all nodes are idle.
 
         Args:
             num_nodes: How many nodes, named node1, node2, …
             extra: Lines for slurm.conf; they replace those that set the same.
-            start_timeout_s: How long to wait for the nodes.
+            accounting: Whether a database keeps what jobs took, for `sacct`; some seconds more.
+            start_timeout_s: How long each part may take to start.
 
         Raises:
             ClusterError: A daemon didn't come up; with the ends of the logs.
@@ -64,21 +73,22 @@ class Cluster:
         self.nodes = names_of(num_nodes)
         self.local = self.directory / "local"
         self._claim, self.network = claim_network()
-        self._lay_out()
-        self.process_tracking = "cgroup" if self._can_freeze() else "linuxproc"
+        lay_out(self.directory, self.nodes)
+        self.process_tracking = "cgroup" if can_freeze(self.directory) else "linuxproc"
         write_configuration(
             self.directory,
             network=self.network,
             num_nodes=num_nodes,
             process_tracking=self.process_tracking,
+            accounting=accounting,
             extra=extra,
         )
+        uplink = self.directory.name.replace("sailplan-slurm-", "sail-")
         with (self.directory / "log" / "cluster.out").open("ab") as log:
             self._guardian = subprocess.Popen(
                 [
                     *("unshare", "--mount", sys.executable, "-I", "-S", GUARDIAN, "watch"),
-                    *(self.directory, str(num_nodes), self.network),
-                    *(self.directory.name.replace("sailplan-slurm-", "sail-"), str(os.getpid())),
+                    *(self.directory, self.network, uplink, str(os.getpid())),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -86,15 +96,54 @@ class Cluster:
                 start_new_session=True,
             )
         try:
+            self._start_daemons(accounting=accounting, timeout_s=start_timeout_s)
             self.wait_for_nodes(timeout_s=start_timeout_s)
         except BaseException:
             self.stop()
             raise
 
     @classmethod
-    def start(cls, num_nodes: int = 2, *, extra: str = "") -> Cluster:
+    def start(cls, num_nodes: int = 2, *, extra: str = "", accounting: bool = False) -> Cluster:
         """Starts a cluster, to be used in a `with` or to be stopped with `stop`."""
-        return cls(num_nodes, extra=extra)
+        return cls(num_nodes, extra=extra, accounting=accounting)
+
+    def _start_daemons(self, *, accounting: bool, timeout_s: float) -> None:
+        """Starts munge, the database where there is one, the controller and the nodes."""
+        munge = self.directory / "munge"
+        self._tell(
+            *("daemon", "munged", "munged", "-F", "--force", f"--key-file={munge}/munge.key"),
+            *(f"--socket={munge}/munge.socket", f"--pid-file={munge}/munged.pid"),
+            *(f"--log-file={self.directory}/log/munged.log", f"--seed-file={munge}/munge.seed"),
+        )
+        if accounting:
+            socket, command = accounts.database(self.directory)
+            self._tell("daemon", "mariadbd", *command)
+            self._wait_until(socket.exists, timeout_s)
+            self._tell("daemon", "slurmdbd", "slurmdbd", "-D")
+            host = f"{self.network}.1"
+            self._wait_until(lambda: is_listening(host, accounts.PORT), timeout_s)
+            self.run("sacctmgr", "-i", "add", "cluster", "harbour")
+        # Once it is up: a client that finds no munge waits long before it asks again.
+        self._wait_until((munge / "munge.socket").exists, timeout_s)
+        self._tell("daemon", "slurmctld", "slurmctld", "-D", "-c", "-i")
+        for node in self.nodes:
+            self._tell("node", node)
+        self._wait_until(lambda: is_listening(f"{self.network}.1", 6817), timeout_s)
+
+    def _tell(self, *words: str) -> None:
+        """Has a node or a daemon started."""
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.write(f"{json.dumps(words)}\n".encode())
+        self._guardian.stdin.flush()
+
+    def _wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Waits for a condition of the start."""
+        for _ in polling(timeout_s, every_s=0.01):
+            if condition():
+                return
+            if self._guardian.poll() is not None:
+                break
+        raise ClusterError("\n".join(["the cluster doesn't start", *self._ends_of_logs()]))
 
     def __enter__(self) -> Cluster:
         return self
@@ -132,7 +181,7 @@ class Cluster:
 
         Args:
             command: The program and its arguments; no shell reads them.
-            user: As whom, with a home of its own; None as root.
+            user: As whom, with a home and a Python that it can read; None as root.
             check: Whether failing is an error.
             timeout_s: How long it may take.
             cwd: Where; this process's directory, or the user's home.
@@ -147,7 +196,9 @@ class Cluster:
             known = pwd.getpwnam(user)
             cwd = cwd or self.home(user)
             identity = {"user": known.pw_uid, "group": known.pw_gid, "extra_groups": []}
+            programs = programs_for_all(self.directory)
             own |= {"HOME": str(self.home(user)), "USER": user, "LOGNAME": user}
+            own["PATH"] = f"{programs}:{os.environ['PATH']}"
         done = subprocess.run(
             list(map(str, command)),
             capture_output=True,
@@ -227,31 +278,26 @@ class Cluster:
         wanted = set(nodes or self.nodes)
         states: dict[str, str] = {}
         for _ in polling(timeout_s):
-            if self._guardian.poll() is not None:
-                break
-            if not self._is_listening():
-                continue
             told = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False)
             states = dict(line.split() for line in told.splitlines())
             if all(states.get(name) == "idle" for name in wanted):
                 return
-        logs = self.directory.glob("log/*.*")
-        ends = [f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}" for path in logs]
-        raise ClusterError("\n".join([f"the nodes are {states or 'not there'}", *ends]))
+        told = f"the nodes are {states or 'not there'}"
+        raise ClusterError("\n".join([told, *self._ends_of_logs()]))
+
+    def _ends_of_logs(self) -> Iterator[str]:
+        """Yields what each daemon said last: in its log, or before it had one."""
+        for path in sorted(self.directory.glob("log/*.out")):
+            log = path.with_suffix(".log")
+            text = (log if log.exists() else path).read_text(errors="replace")
+            yield f"{path.stem}:\n{text[-1500:]}"
 
     def processes(self, node: str, *words: str) -> list[int]:
         """Ids, as this machine has them, of a node's processes whose command line has all words."""
         namespace = (self.directory / "nodes" / node / "namespace").read_text()
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                is_inside = str((path / "ns" / "pid").readlink()) == namespace
-                line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if is_inside and all(word in line for word in words):
-                found.append(int(path.name))
-        return sorted(found)
+        return sorted(
+            pid for pid, line in processes_in(namespace) if all(word in line for word in words)
+        )
 
     def crash(self, node: str) -> None:
         """Ends a node at once, with all that runs there, as when its power fails.
@@ -267,9 +313,7 @@ class Cluster:
 
     def revive(self, node: str) -> None:
         """Starts a node that has crashed; what was in its memory and /dev/shm is gone."""
-        assert self._guardian.stdin is not None
-        self._guardian.stdin.write(f"{node}\n".encode())
-        self._guardian.stdin.flush()
+        self._tell("node", node)
 
     def job_ids(self) -> list[int]:
         """The jobs that are pending, running or ending."""
@@ -284,89 +328,3 @@ class Cluster:
             if not self.job_ids():
                 return found
         raise ClusterError(f"jobs that don't end: {self.run('squeue')}")
-
-    def _is_listening(self) -> bool:
-        """Whether munge and the controller can be spoken to: clients wait long before they ask."""
-        if not (self.directory / "munge" / "munge.socket").exists():
-            return False
-        try:
-            socket.create_connection((f"{self.network}.1", 6817), timeout=0.2).close()
-        except OSError:
-            return False
-        return True
-
-    def _lay_out(self) -> None:
-        """Makes the directory's folders, munge's key, and the GPUs' device files."""
-        self.directory.chmod(0o755)
-        for name in ("munge", "state", "log", "dev", "home", "nodes", "local"):
-            (self.directory / name).mkdir(mode=0o755)
-        for node in self.nodes:
-            (self.directory / "nodes" / node / "spool").mkdir(parents=True)
-            (self.directory / "nodes" / node / "local").mkdir()
-            (self.directory / "nodes" / node / "local").chmod(0o1777)
-        key = self.directory / "munge" / "munge.key"
-        key.write_bytes(os.urandom(128))
-        key.chmod(0o600)
-        for number in range(GPUS_PER_NODE):
-            device = self.directory / "dev" / f"nvidia{number}"
-            os.mknod(device, 0o020666, os.makedev(1, 3))
-            device.chmod(0o666)
-
-    def _can_freeze(self) -> bool:
-        """Whether control groups of the first version can be mounted; leaves a place for them."""
-        place = self.directory / "cgroup" / "freezer"
-        place.mkdir(parents=True)
-        mount = ["mount", "-t", "cgroup", "-o", "freezer", "cgroup", str(place)]
-        tried = subprocess.run(["unshare", "--mount", *mount], capture_output=True)
-        if tried.returncode != 0:
-            place.rmdir()
-        return tried.returncode == 0
-
-
-def claim_network() -> tuple[socket.socket, str]:
-    """Claims a network that no other cluster of this machine has, for as long as the socket lives.
-
-    Returns:
-        The socket, and the network's first three bytes, of the block that is kept for benchmarks.
-    """
-    used = subprocess.run(
-        ["ip", "-o", "address"], capture_output=True, text=True, check=True
-    ).stdout
-    for _ in range(100):
-        network = f"198.{random.choice([18, 19])}.{random.randrange(256)}"
-        claim = socket.socket(socket.AF_UNIX)
-        try:
-            claim.bind(f"\0sailplan-slurm-{network}")
-        except OSError:
-            claim.close()
-            continue
-        if f"{network}." not in used:
-            return claim, network
-        claim.close()
-    raise ClusterError("no network is free for a cluster")
-
-
-def parse_record(text: str) -> dict[str, str]:
-    """The fields of what `scontrol -o` prints; of a key that comes twice, the first."""
-    text = text.strip()
-    keys = list(KEY.finditer(text))
-    ends = [key.start() for key in keys[1:]] + [len(text)]
-    record: dict[str, str] = {}
-    for key, end in zip(keys, ends, strict=True):
-        record.setdefault(key.group(1), text[key.end() : end])
-    return record
-
-
-def is_first(pid: int) -> bool:
-    """Whether a process is number 1 of its namespace."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return status.partition("NSpid:")[2].split("\n")[0].split()[-1] == "1"
-
-
-def polling(timeout_s: float, every_s: float = 0.05) -> Iterator[None]:
-    """Yields at once, then again and again until the time is over."""
-    end = time.monotonic() + timeout_s
-    yield
-    while time.monotonic() < end:
-        time.sleep(every_s)
-        yield

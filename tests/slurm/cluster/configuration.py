@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from tests.slurm.cluster import accounting as accounts
+
 GPUS_PER_NODE = 8
 
 SLURM = """\
@@ -32,7 +34,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=1000
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -58,8 +60,6 @@ NODE = (
     "NodeName={node} NodeAddr={address} CPUs=64 SocketsPerBoard=2 CoresPerSocket=32 "
     "RealMemory=512000 Gres=gpu:h100:{gpus}"
 )
-
-WITHOUT_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 
 
 def names_of(num_nodes: int) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def write_configuration(
     network: str,
     num_nodes: int,
     process_tracking: str,
-    accounting: str = WITHOUT_ACCOUNTING,
+    accounting: bool,
     extra: str = "",
 ) -> None:
     """Writes slurm.conf, gres.conf, cgroup.conf and hosts into the cluster's directory."""
@@ -100,7 +100,9 @@ def write_configuration(
         directory=directory,
         network=network,
         process_tracking=process_tracking,
-        accounting=accounting,
+        accounting="\n".join(accounts.SETTINGS).format(directory=directory, network=network)
+        if accounting
+        else "AccountingStorageType=accounting_storage/none",
         nodes="\n".join(
             NODE.format(node=node, address=address_of(network, node), gpus=GPUS_PER_NODE)
             for node in nodes
@@ -114,6 +116,8 @@ def write_configuration(
     (directory / "cgroup.conf").write_text(
         f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={directory}/cgroup\nCgroupAutomount=no\n"
     )
+    if accounting:
+        accounts.write_configuration(directory, network)
     hosts = ["127.0.0.1 localhost", f"{network}.1 head", f"{network}.254 {socket.gethostname()}"]
     hosts += [f"{address_of(network, node)} {node}" for node in nodes]
     (directory / "hosts").write_text("\n".join(hosts) + "\n")

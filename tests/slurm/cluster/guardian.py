@@ -9,6 +9,7 @@ gone; then `watch` removes the directory and the control groups.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
@@ -115,13 +116,15 @@ def start_node(directory: Path, name: str, network: str) -> None:
         group = None
     more = ("--cgroup",) if group else ()
     arguments = (str(directory), name, network)
+    # What a crash leaves for the kernel to clear away in its own time.
+    subprocess.run(["ip", "link", "delete", name], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     switch = own_network()
     namespaced("node", *arguments, more=more, network=switch, group=group)
     os.close(switch)
 
 
-def head(directory: Path, num_nodes: int, network: str, uplink: str, host: int) -> None:
-    """Is process 1 of the cluster: switch, munge, controller; starts nodes as it is told to."""
+def head(directory: Path, network: str, uplink: str, host: int) -> None:
+    """Is process 1 of the cluster: lays the network, then starts what it is told to."""
     socket.sethostname("head")
     run("ip", "link", "add", "switch", "type", "bridge")
     lay_cable(
@@ -133,31 +136,27 @@ def head(directory: Path, num_nodes: int, network: str, uplink: str, host: int) 
         on_there=f"addr add {network}.254/24 dev {uplink}",
     )
     run("mount", "--bind", str(directory / "hosts"), "/etc/hosts")
-    munge = directory / "munge"
-    daemon(
-        directory,
-        *("munged", "-F", "--force", f"--key-file={munge}/munge.key"),
-        *(f"--socket={munge}/munge.socket", f"--pid-file={munge}/munged.pid"),
-        *(f"--log-file={directory}/log/munged.log", f"--seed-file={munge}/munge.seed"),
-        name="munged",
-    )
-    daemon(directory, "slurmctld", "-D", "-c", "-i", name="slurmctld")
-    for number in range(1, num_nodes + 1):
-        start_node(directory, f"node{number}", network)
-    told = os.fdopen(os.dup(0), "r")
+    told = b""
     while True:
-        readable, _, _ = select.select([told], [], [], 0.3)
+        # Looks up now and then: a process whose parent has ended is this one's to reap.
+        readable, _, _ = select.select([0], [], [], 0.3)
         if readable:
-            line = told.readline()
-            if not line:
+            more = os.read(0, 65536)
+            if not more:
                 return
-            name = line.strip()
-            # What a crash leaves for the kernel to clear away in its own time.
-            subprocess.run(
-                ["ip", "link", "delete", name], env=ENVIRONMENT, stderr=subprocess.DEVNULL
-            )
-            start_node(directory, name, network)
+            *lines, told = (told + more).split(b"\n")
+            for line in lines:
+                obey(json.loads(line), directory, network)
         reap()
+
+
+def obey(words: list[str], directory: Path, network: str) -> None:
+    """Starts what a line on the head's standard input says."""
+    what, name, *command = words
+    if what == "node":
+        start_node(directory, name, network)
+    else:
+        daemon(directory, *command, name=name)
 
 
 def reap() -> None:
@@ -174,14 +173,14 @@ def freezer_of(directory: Path) -> Path:
     return directory / "cgroup" / "freezer" / directory.name
 
 
-def watch(directory: Path, num_nodes: int, network: str, uplink: str, owner: int) -> None:
+def watch(directory: Path, network: str, uplink: str, owner: int) -> None:
     """Starts the head and ends it with its owner; leaves nothing behind."""
     gone = os.pidfd_open(owner)
     if freezer_of(directory).parent.exists():
         mounted = str(freezer_of(directory).parent)
         run("mount", "-t", "cgroup", "-o", "freezer", "cgroup", mounted)
         freezer_of(directory).mkdir()
-    arguments = (str(directory), str(num_nodes), network, uplink)
+    arguments = (str(directory), network, uplink)
     started = namespaced("head", *arguments, network=own_network(), group=None)
     os.close(0)
     waiting = select.poll()
@@ -210,9 +209,9 @@ def main(role: str, directory: str, *arguments: str) -> None:
         name, network, switch = arguments
         node(Path(directory), name, network, int(switch))
     else:
-        num_nodes, network, uplink, last = arguments
+        network, uplink, last = arguments
         roles = {"head": head, "watch": watch}
-        roles[role](Path(directory), int(num_nodes), network, uplink, int(last))
+        roles[role](Path(directory), network, uplink, int(last))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def what_is_missing(*, accounting: bool = False) -> str | None:
     }
     if packages:
         names = " ".join(sorted(packages))
-        return f"no Slurm here: apt-get install -y --no-install-recommends {names}"
+        return f"not installed: apt-get install -y --no-install-recommends {names}"
     if os.geteuid() != 0:
         return "the Slurm cluster of the tests needs root: its nodes are namespaces"
     tried = subprocess.run(
