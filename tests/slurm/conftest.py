@@ -11,9 +11,9 @@ import pytest
 from tests.slurm.cluster import Cluster, what_is_missing
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def slurm_is_here() -> None:
-    """Skips these tests where no cluster can start; fails them with SAILPLAN_REQUIRE_SLURM=1."""
+    """Skips tests of a cluster where none can start; fails them with SAILPLAN_REQUIRE_SLURM=1."""
     missing = what_is_missing()
     if missing is None:
         return
@@ -40,7 +40,7 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def fresh_cluster() -> Iterator[Callable[..., Cluster]]:
+def fresh_cluster(slurm_is_here: None) -> Iterator[Callable[..., Cluster]]:
     """Starts clusters for one test, which may break them: `fresh_cluster(extra="KillWait=3")`.
 
     With `accounting=True` the test is skipped where no database is installed.

@@ -129,7 +129,7 @@ def _of_training(request: JobRequest) -> _Place:
         time=settings.time,
         nodes=request.nodes,
         gpus=gpus,
-        cpus=settings.cpus_per_task or (settings.cpus_per_gpu or 0) * max(gpus, 1),
+        cpus=settings.cpus_per_task or _cpus(settings, gpus),
         mem=settings.mem or _times(settings.mem_per_gpu, max(gpus, 1)),
         exclusive=settings.exclusive,
         gres=settings.gres if gpus else None,
@@ -158,12 +158,17 @@ def _of_stage(request: JobRequest) -> _Place:
         time=stage.time or settings.time,
         nodes=1,
         gpus=gpus,
-        cpus=stage.cpus_per_task
-        or (-(-cpus * share // whole) if cpus else (settings.cpus_per_gpu or 0) * share),
+        cpus=stage.cpus_per_task or (-(-cpus * share // whole) if cpus else _cpus(settings, gpus)),
         mem=stage.mem or _times(mem, share, whole) or _times(settings.mem_per_gpu, share),
         exclusive=settings.exclusive and settings.gpu_request == "none" and gpus > 0,
         gres=None,
     )
+
+
+def _cpus(settings: SlurmBlock, gpus: int) -> int:
+    """Returns the CPUs of a node beside its GPUs, at least one for each; 0 where all are given."""
+    usual = 0 if settings.exclusive else min(gpus, 1)
+    return (settings.cpus_per_gpu or usual) * max(gpus, 1)
 
 
 def _gpus(settings: SlurmBlock, place: _Place) -> Iterator[str]:

@@ -101,8 +101,14 @@ def _printed(value: Any) -> Any:
     ):
         return value
     if isinstance(value, str | Path):
-        return Written(shlex.quote(str(value)))
+        return Written(_word(str(value)))
     raise TypeError(f"{value!r} is no text, so it cannot stand in a script")
+
+
+def _word(text: str) -> str:
+    # A comma needs no quotes, but looks like a mistake between the words of an array.
+    quoted = shlex.quote(text)
+    return f"'{text}'" if quoted == text and "," in text else quoted
 
 
 def _comment(value: Any) -> Written:
@@ -143,7 +149,7 @@ def _in_double_quotes(text: str) -> str:
 
 def _lines(words: Sequence[str], indent: int = 4) -> Written:
     """Returns a command with a line for each of its options, as a person would write it."""
-    rows = [" ".join(shlex.quote(word) for word in row) for row in _rows(words)]
+    rows = [" ".join(map(_word, row)) for row in _rows(words)]
     return Written((" \\\n" + " " * indent).join(rows))
 
 
