@@ -104,8 +104,15 @@ def save_slowly(module: ModuleType, *, seconds: float) -> None:
 
 
 def meet_in_step(module: ModuleType, *, step: int, there: str) -> None:
-    """Says once that it is about to make a batch after a step, and waits until asked to stop."""
-    _in_collator(module, step, lambda: _meet(there))
+    """Says once that so many steps are done, and waits in the next until asked to stop."""
+    train = module.Trainer.training_step
+
+    def faulty(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        if trainer.state.global_step == step:
+            _meet(there)
+        return train(trainer, *arguments, **options)
+
+    module.Trainer.training_step = faulty
 
 
 def meet_in_save(module: ModuleType, *, step: int, there: str) -> None:
@@ -328,7 +335,7 @@ PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "sleep_in_worker": ("sailplan.data.collator", sleep_in_worker),
     "stop_in_collator": ("sailplan.data.collator", stop_in_collator),
     "keep_interpreter_in_collator": ("sailplan.data.collator", keep_interpreter_in_collator),
-    "meet_in_step": ("sailplan.data.collator", meet_in_step),
+    "meet_in_step": ("sailplan.train.trainer", meet_in_step),
     "fail_in_step": ("sailplan.data.collator", fail_in_step),
     "meet_in_save": ("sailplan.train.trainer", meet_in_save),
     "save_slowly": ("sailplan.train.trainer", save_slowly),
