@@ -18,7 +18,10 @@ _JOB_ID = re.compile(r"(\d+)")
 
 
 def slurm(
-    *command: str, environment: Mapping[str, str] | None = None, folder: Path | None = None
+    *command: str,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> str:
     """Runs one of Slurm's commands and returns what it prints.
 
@@ -26,6 +29,7 @@ def slurm(
         command: Its name and its arguments.
         environment: Its variables; this process's where not given.
         folder: Where it runs; here where not given.
+        timeout_s: How long it may take.
 
     Raises:
         SlurmError: It is not here, fails, or takes too long.
@@ -38,7 +42,7 @@ def slurm(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except FileNotFoundError:
@@ -47,7 +51,7 @@ def slurm(
     except PermissionError:
         raise SlurmError(f"{command[0]} may not be run here") from None
     except subprocess.TimeoutExpired:
-        got = f"{command[0]} has not answered for {TIMEOUT_S:.0f} s"
+        got = f"{command[0]} has not answered for {timeout_s:.0f} s"
         raise SlurmError(got, todo="is slurmctld running? `scontrol ping` tells") from None
     if done.returncode:
         raise SlurmError(f"{command[0]}: {_why(done.stderr) or f'exit code {done.returncode}'}")
