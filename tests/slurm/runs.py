@@ -78,6 +78,7 @@ def sailplan(
     *arguments: str | Path,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    limit_s: float = LIMIT_S,
 ) -> subprocess.CompletedProcess[str]:
     """Runs `sailplan` where jobs are submitted."""
     return subprocess.run(
@@ -86,7 +87,7 @@ def sailplan(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=limit_s,
     )
 
 
@@ -96,13 +97,14 @@ def submit(
     *arguments: str,
     output_dir: Path,
     environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Submitted:
     """Submits a run, and returns its jobs.
 
     Raises:
         AssertionError: It was refused.
     """
-    done = sailplan(cluster, "submit", run, *arguments, environment=environment)
+    done = sailplan(cluster, "submit", run, *arguments, environment=environment, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = re.findall(r"^(train|merge|compare): job (\d+)", done.stdout, re.MULTILINE)
     return Submitted(

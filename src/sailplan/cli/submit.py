@@ -67,6 +67,7 @@ def submit(
     from sailplan.run.directory import RunDirectory
     from sailplan.run.finished import finished
     from sailplan.slurm.profile import settings_of
+    from sailplan.slurm.submit import refuse_queued
 
     flags = [] if nodes is None else ["--launch.nodes", str(nodes)]
     asked = Run.from_file(find_run_file(run), [*context.args, *flags])
@@ -78,6 +79,8 @@ def submit(
         if not kinds:
             return
     settings = settings_of(asked, cluster)
+    if not dry_run:
+        refuse_queued(RunDirectory.of(asked))
     asked = on_cluster(RunDirectory.of(asked).pinned(asked), settings)
     if not no_preflight:
         check(asked)

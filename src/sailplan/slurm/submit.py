@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from sailplan.errors import SlurmError
+from sailplan.run.paths import RunPaths
 from sailplan.slurm.commands import sbatch, slurm
-from sailplan.slurm.jobs import Job, write_job
+from sailplan.slurm.jobs import Job, jobs_of, write_job
+from sailplan.slurm.queue import look_up
 from sailplan.slurm.script import JobRequest
+
+
+def refuse_queued(paths: RunPaths) -> None:
+    """Refuses a run that has a job in the queue, or running: two would train in one directory.
+
+    Raises:
+        SlurmError: It has.
+    """
+    found = look_up([job.job_id for job in jobs_of(paths)]).jobs.values()
+    there = next((job for job in found if job.phase != "ended"), None)
+    if there is not None:
+        raise SlurmError(
+            f"job {there.job_id} of {paths.path} is {there.state}",
+            todo=f"follow it: sailplan logs -f {shlex.quote(str(paths.path))}; or `sailplan "
+            "cancel` it first",
+        )
 
 
 def prove(requests: Sequence[JobRequest], environment: Mapping[str, str]) -> None:
