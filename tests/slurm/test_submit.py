@@ -15,6 +15,8 @@ from sailplan.run.paths import RunPaths
 from sailplan.slurm.jobs import jobs_of
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import LIMIT_S, sailplan, submit, tiny_run
+from tests.support.fake_hub import serve
+from tests.support.rows import chat_rows
 
 HOSTILE = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned #%j \\ \nand\tmore & <é>'
 SECRET = "hf_" + "q7Zx" * 9
@@ -185,3 +187,27 @@ def test_all_of_it_works_for_a_user_who_is_not_root(
     cluster.wait_for(job, "COMPLETED", timeout_s=LIMIT_S)
     state = json.loads((home / "run" / "state.json").read_text())
     assert state["state"] == "finished"
+
+
+def test_model_and_data_of_the_hub_come_before_the_job_whose_nodes_have_no_network(
+    cluster: Cluster, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with serve() as hub:
+        commit = hub.commit("model", "owner/tiny", tiny_model("llama"))
+        rows = chat_rows(tmp_path / "rows", 6, images=False).read_bytes()
+        hub.commit("dataset", "owner/chats", {"train.jsonl": rows})
+        names = {"model_name_or_path": "owner/tiny", "dataset_name": "owner/chats"}
+        file = tiny_run(tmp_path, tmp_path, max_steps=2, **names)
+        run = submit(
+            cluster,
+            file,
+            *("--slurm.shared_cache", str(tmp_path / "cache")),
+            output_dir=tmp_path / "run",
+            environment={"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"},
+        )
+        asked = len(hub.requests)
+        assert f"owner/tiny at {commit}" in run.said
+        run.wait("COMPLETED")
+        assert len(hub.requests) == asked > 0
+    assert f"HF_HOME={tmp_path / 'cache'}" in run.paths.job_script("train").read_text()
+    assert json.loads(run.paths.state_file.read_text())["state"] == "finished"

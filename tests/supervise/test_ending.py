@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sailplan.run.failure import Failure, in_order, write_failure
+from sailplan.run.failure import Failure, in_order, write_failure, write_kills
 from sailplan.run.paths import RunPaths
 from sailplan.supervise.ending import Ending, ending_of
 
@@ -52,6 +52,12 @@ def test_launcher_that_was_asked_to_stop_has_no_failure(tmp_path: Path, code: in
 def test_first_failure_of_a_rank_stays(tmp_path: Path) -> None:
     found = end(tmp_path, failure(0, "oom", 1.0), failure(0, "unknown", 2.0))
     assert found.kind == "oom"
+
+
+def test_killed_rank_is_out_of_memory_where_its_own_machine_counted_one(tmp_path: Path) -> None:
+    write_kills(tmp_path / "left", 1)
+    found = end(tmp_path, failure(0, "connection"), failure(1, time=2.0, **KILLED))
+    assert (found.kind, found.code, found.by_kernel) == ("oom", 5, True)
 
 
 def test_killed_rank_is_out_of_memory_where_the_kernel_counted_one(tmp_path: Path) -> None:

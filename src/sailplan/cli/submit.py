@@ -87,7 +87,8 @@ def submit(
     if settings.shared_cache:
         os.environ["HF_HOME"] = settings.shared_cache
     os.environ.update(asked.environment())
-    asked, offline = (asked, False) if no_fetch or dry_run else _fetch(asked)
+    if not no_fetch and not dry_run:
+        asked = _fetch(asked)
     here = detect()
     found = submission(
         asked,
@@ -95,7 +96,7 @@ def submit(
         here,
         os.environ,
         kinds=kinds,
-        offline=offline,
+        offline=not no_fetch and not asked.get("push_to_hub"),
         refuse=not no_preflight,
     )
     for note in found.notes:
@@ -123,8 +124,8 @@ def _kinds(then: str) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind == "train" or kind in wanted)
 
 
-def _fetch(run: Run) -> tuple[Run, bool]:
-    """Gets what the run needs of the hub, and returns it pinned, and whether that is all.
+def _fetch(run: Run) -> Run:
+    """Gets what the run needs of the hub, and returns it pinned.
 
     Raises:
         SailplanError: It cannot be had.
@@ -134,12 +135,12 @@ def _fetch(run: Run) -> tuple[Run, bool]:
     from sailplan.run.repositories import uses
 
     if not uses(run):
-        return run, False
+        return run
     pinned = room.pin_all(run)
     for fetched in room.fetch(pinned):
         print(fetched, flush=True)
     RunDirectory.of(pinned).remember(pinned)
-    return pinned, not run.get("push_to_hub")
+    return pinned
 
 
 def _scripts(found: Submission) -> dict[Path, str]:

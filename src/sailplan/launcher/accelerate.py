@@ -25,6 +25,7 @@ from typing import NoReturn
 import psutil
 
 from sailplan.errors import StoppedError
+from sailplan.hardware.memory_kills import oom_kills
 from sailplan.imports import quick_imports
 from sailplan.processes import (
     STOP_SIGNALS,
@@ -38,7 +39,7 @@ from sailplan.processes import (
     send,
     with_launcher,
 )
-from sailplan.run.failure import Failure, asked_folder, write_failure
+from sailplan.run.failure import Failure, asked_folder, write_failure, write_kills
 
 END_TIMEOUT_S = 30.0
 """How long what is left after the ranks may take to end before it is killed."""
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     launchers = launchers_of(os.environ)
     os.environ.update(with_launcher(launchers))
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # torchrun's; the others are ours
-    heeded = heeded_signals()
+    heeded, kills_before = heeded_signals(), oom_kills()
     ask = _AskRanks()
     for number in heeded:
         signal.signal(number, ask)
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     left = descendants()
     send(left, signal.SIGTERM)
     kill(psutil.wait_procs(left, timeout=END_TIMEOUT_S)[1])
+    note_kills(oom_kills() - kills_before)
     sys.stderr.flush()
     # torch's agent may hold threads that wait for ranks which are gone.
     os._exit(code)
@@ -156,6 +158,18 @@ def note_signal(code: int, rank: int, when: float) -> None:
     left = Failure(rank=rank, kind="signal", error=name, exit_code=128 - code, time=when)
     with contextlib.suppress(OSError):
         write_failure(folder, left)
+
+
+def note_kills(count: int) -> None:
+    """Leaves word that the kernel ended processes on this machine for want of memory.
+
+    Whoever started us may be on another machine, and cannot count them.
+    """
+    folder = asked_folder()
+    if folder is None or count <= 0:
+        return
+    with contextlib.suppress(OSError):
+        write_kills(folder, count)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -77,6 +78,27 @@ def read_failures(folder: Path) -> list[Failure]:
         except (OSError, ValueError, TypeError):  # of another version; what it says is in the log
             continue
     return in_order(found)
+
+
+def write_kills(folder: Path, count: int) -> None:
+    """Writes how many processes the kernel has ended on this machine for want of memory.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"kills-{socket.gethostname()}").write_text(f"{count}\n", encoding="ascii")
+
+
+def read_kills(folder: Path) -> int:
+    """Returns how many processes the kernel has ended on all machines that left word."""
+    total = 0
+    for path in folder.glob("kills-*") if folder.is_dir() else ():
+        try:
+            total += int(path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+    return total
 
 
 def in_order(failures: Iterable[Failure]) -> list[Failure]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sailplan.errors import HardwareError, StoppedError
-from sailplan.run.failure import Failure, in_order, read_failures
+from sailplan.run.failure import Failure, in_order, read_failures, read_kills
 from sailplan.run.paths import RunPaths
 from sailplan.run.state import read_state
 from sailplan.supervise.next_plan import Place
@@ -85,14 +85,15 @@ def ending_of(
         paths: The run's.
         since: When it began.
         began: Whether training began in it.
-        kills: Processes that the kernel ended here meanwhile for want of memory.
+        kills: Processes that the kernel ended here meanwhile for want of memory; those that the
+            launchers of other machines have counted come to it.
     """
     state = read_state(paths.state_file) if began else None
     failures: Sequence[Failure] = [] if code == 0 or code in _ASKED else read_failures(left)
     if code == StoppedError.exit_code:  # the first ranks that leave make no failure of the others
         failures = [one for one in failures if not one.is_echo]
     by_kernel = False
-    if kills > 0:
+    if kills + read_kills(left) > 0:
         failures = in_order(_with_kernel(one, paths, since) for one in failures)
         by_kernel = any(_KERNEL in one.error for one in failures[:1])
     if failures and code != StoppedError.exit_code:
