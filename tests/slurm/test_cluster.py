@@ -17,7 +17,7 @@ from tests.slurm.cluster.records import parse_record
 BOTH_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gres=gpu:8")
 
 
-def holds(condition: Callable[[], object], timeout_s: float = 20) -> bool:
+def holds(condition: Callable[[], object], timeout_s: float = 60) -> bool:
     """Whether a condition comes true in time."""
     return any(condition() for _ in polling(timeout_s))
 

@@ -17,12 +17,12 @@ from types import TracebackType
 
 from tests.slurm.cluster import accounting as accounts
 from tests.slurm.cluster.configuration import names_of, write_configuration
+from tests.slurm.cluster.guardian import CONTROLLER_PORT, is_listening
 from tests.slurm.cluster.machine import (
     ClusterError,
     can_freeze,
     claim_network,
     is_first,
-    is_listening,
     lay_out,
     polling,
     processes_in,
@@ -128,7 +128,7 @@ class Cluster:
         self._tell("daemon", "slurmctld", "slurmctld", "-D", "-c", "-i")
         for node in self.nodes:
             self._tell("node", node)
-        self._wait_until(lambda: is_listening(f"{self.network}.1", 6817), timeout_s)
+        self._wait_until(lambda: is_listening(f"{self.network}.1", CONTROLLER_PORT), timeout_s)
 
     def _tell(self, *words: str) -> None:
         """Has a node or a daemon started."""

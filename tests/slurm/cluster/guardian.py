@@ -17,10 +17,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CONTROLLER_PORT = 6817
 ENVIRONMENT = {"PATH": PATH, "LANG": "C.UTF-8"}
 """What daemons see: nothing of the tests' environment may reach a job but through sbatch."""
 
@@ -60,6 +62,8 @@ def namespaced(
 
     return subprocess.Popen(
         [
+            # They follow this process, and process 1 follows them.
+            *("setpriv", "--pdeathsig", "KILL"),
             *("unshare", *NAMESPACES, *more, "--mount-proc", "--fork", "--kill-child"),
             *(sys.executable, "-I", "-S", __file__, role, *arguments, str(network)),
         ],
@@ -102,9 +106,21 @@ def node(directory: Path, name: str, network: str, switch: int) -> None:
     if group.exists():
         run("mount", "--bind", str(group), str(freezer_of(directory).parent))
     (home / "namespace").write_text(str(Path("/proc/self/ns/pid").readlink()))
+    # One that comes too early sleeps before it asks again.
+    while not is_listening(f"{network}.1", CONTROLLER_PORT):
+        time.sleep(0.02)
     daemon(directory, "slurmd", "-D", "-N", name, name=f"slurmd-{name}")
     while True:
         os.wait()
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Whether somebody takes calls there."""
+    try:
+        socket.create_connection((host, port), timeout=0.2).close()
+    except OSError:
+        return False
+    return True
 
 
 def start_node(directory: Path, name: str, network: str) -> None:

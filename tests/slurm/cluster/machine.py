@@ -70,15 +70,6 @@ def claim_network() -> tuple[socket.socket, str]:
     raise ClusterError("no network is free for a cluster")
 
 
-def is_listening(host: str, port: int) -> bool:
-    """Whether somebody takes calls there."""
-    try:
-        socket.create_connection((host, port), timeout=0.2).close()
-    except OSError:
-        return False
-    return True
-
-
 def processes_in(namespace: str) -> Iterator[tuple[int, str]]:
     """Yields id and command line of each process in a PID namespace."""
     for path in Path("/proc").glob("[0-9]*"):
