@@ -13,7 +13,9 @@ import pytest
 from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths
 from sailplan.run.state import RunState, starting, write_state
-from sailplan.supervise.runs import TAIL_BYTES, Standing, find_runs, look_at, pace
+from sailplan.supervise.pace import TAIL_BYTES, pace
+from sailplan.supervise.runs import find_runs, look_at
+from sailplan.supervise.stands import Standing
 from tests.support.markdown import tables
 from tests.support.runs import ELSEWHERE, change_state, copy_of, held, make_old
 

@@ -20,6 +20,8 @@ VERBS = {
     "submit": "Trains a run on a Slurm cluster: one command, from the plan to the queue.",
     "runs": "Lists runs: how each stands, how far it is, and why it ended.",
     "watch": "Shows a run live in the terminal, until it ends.",
+    "logs": "Prints what a run prints, here or in Slurm, and follows it.",
+    "cancel": "Ends a run: has it save and stop, and takes its waiting jobs away.",
     "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
     "inspect": "Shows what a run trains on, token by token, and what is wrong with its data.",
     "doctor": "Checks the machine, or what a run needs of it, and says what to do.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sailplan.sizes import duration, shown_bytes
 from sailplan.supervise.runs import RunSummary
-from sailplan.supervise.shown import STYLES, console_of, rate, steps
+from sailplan.supervise.shown import STYLES, console_of, rate, steps, told_jobs
 from sailplan.terminal import harmless
 
 _NARROW = 100
@@ -16,7 +16,7 @@ _NARROW = 100
 
 
 def print_runs(found: Sequence[RunSummary], root: Path) -> None:
-    """Prints how runs stand, and below it in a line each why those that ended did.
+    """Prints how runs stand, and below it in a line each why those that ended did, and their jobs.
 
     Args:
         found: The runs.
@@ -54,6 +54,9 @@ def print_runs(found: Sequence[RunSummary], root: Path) -> None:
         if one.why and one.state != "new":
             line = Text.assemble((one.state, STYLES[one.state]), f"  {name(one, root)}: {one.why}")
             console.print(Text(harmless(line.plain), spans=line.spans), soft_wrap=True)
+        for job in told_jobs(one):
+            words = f"{job.kind} {job.job_id}  {name(one, root)}: {job.words}"
+            console.print(Text(harmless(words)), soft_wrap=True)
 
 
 def name(one: RunSummary, root: Path) -> str:

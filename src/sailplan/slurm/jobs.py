@@ -100,6 +100,23 @@ def end_of(paths: RunPaths, job_id: int) -> JobEnd | None:
     return _read(paths.jobs / f"{job_id}.end.json", JobEnd)
 
 
+def write_cancelled(paths: RunPaths, job_id: int) -> None:
+    """Writes down that a user wants a job to end for good; it is not to be queued again.
+
+    The job's script cannot tell by itself who has asked the ranks to stop: a user, or Slurm.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    paths.jobs.mkdir(parents=True, exist_ok=True)
+    (paths.jobs / f"{job_id}.cancelled").touch()
+
+
+def is_cancelled(paths: RunPaths, job_id: int) -> bool:
+    """Says whether a user wants a job to end for good."""
+    return (paths.jobs / f"{job_id}.cancelled").exists()
+
+
 def _write(path: Path, record: Job | JobEnd) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(to_json(record), indent=2) + "\n").encode())

@@ -43,6 +43,8 @@ class JobStanding:
     """Why it ended as it did, or waits, alone; empty where there is nothing to say."""
     log: str
     """The file that it prints to."""
+    submitted_at: float
+    """In seconds since 1970."""
     after: int | None = None
     """The job before it; None where there is none."""
     slurm_state: str = ""
@@ -60,6 +62,11 @@ class JobStanding:
     def line(self) -> str:
         """The job and how it stands."""
         return f"{self.kind} {self.job_id}: {self.words}"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes of it, unless somebody queues it again."""
+        return self.state in OVER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,15 +147,21 @@ def standings(chain: Chain, lookup: Lookup, *, now: float | None = None) -> tupl
 
 def _waits(job: Job, before: JobStanding | None, queued: QueuedJob, now: float) -> JobStanding:
     why = in_words(queued.reason, again=queued.restarts > 0)
-    if before is not None and queued.reason == "Dependency":
-        why = f"waits for {before.kind} ({before.job_id})"
-    elif before is not None and queued.reason == _NEVER:
+    if before is not None and queued.reason == _NEVER:
         why = f"never starts, since {_since(before)}"
+    elif before is not None and _depends(queued, before):
+        why = f"waits for {before.kind} ({before.job_id})"
     elif queued.started_at and _SOON_S < queued.started_at - now < _FAR_S:
         why += f"; Slurm expects it to start in {duration(queued.started_at - now)}"
     if queued.restarts:
         why += f" (queued again {_times(queued.restarts)})"
     return _standing(job, "waiting", why, why=why, queued=queued)
+
+
+def _depends(queued: QueuedJob, before: JobStanding) -> bool:
+    """Says whether a job waits for another; its reason may be another one for a moment."""
+    waits_for_it = f":{before.job_id}(unfulfilled)" in queued.dependency
+    return waits_for_it or queued.reason == "Dependency"
 
 
 def _runs(job: Job, queued: QueuedJob, now: float) -> JobStanding:
@@ -267,6 +280,7 @@ def _standing(
         words=words,
         why=why,
         log=job.log,
+        submitted_at=job.submitted_at,
         after=job.after,
         slurm_state=queued.state if queued is not None else "",
         nodes=queued.nodes if queued is not None else "",

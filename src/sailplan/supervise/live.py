@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sailplan.plan.measured import WORTH_TELLING
 from sailplan.sizes import duration
-from sailplan.supervise.runs import ENDED, RunSummary
+from sailplan.supervise.runs import RunSummary
 from sailplan.supervise.screen import picture
-from sailplan.supervise.shown import steps
+from sailplan.supervise.shown import again_by, steps
+from sailplan.supervise.stands import ENDED
 from sailplan.supervise.watch import Watcher
+from sailplan.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +69,7 @@ def follow_on_terminal(directory: Path, console: Console) -> None:
             width, height = console.size
             shown = picture(view, name=name, width=width, height=height, hint=_HINT)
             live.update(shown, refresh=True)
-            if view.summary.state in ENDED or leaves(EVERY_S):
+            if view.summary.is_over or leaves(EVERY_S):
                 break
             view = watcher.look()
     console.print(picture(view, name=name, width=console.width, height=None, hint=""))
@@ -81,20 +83,23 @@ def follow_lines(directory: Path) -> None:
         directory: The run's.
     """
     watcher = Watcher(directory)
-    state, is_first = "", True
+    said, is_first = ("", ""), True
     with suppress(KeyboardInterrupt):
         while True:
             view = watcher.look()
             one = view.summary
-            if one.state != state and one.state not in ENDED:
-                _say(f"{_name(directory)}: {one.state}{f', {one.why}' if one.why else ''}")
+            # Of a job that waits the reason changes, and when Slurm expects it to start.
+            now = (one.state, one.why.partition(";")[0] if one.state == "queued" else "")
+            if now != said and one.state not in ENDED:
+                why = f", {one.why}" if one.why else ""
+                _say(harmless(f"{_name(directory)}: {one.state}{why}"))
             for record in view.new[-_SHOWN_RECORDS:] if is_first else view.new:
                 _say(line_of(record, one))
-            if one.state in ENDED:
+            if one.is_over:
                 break
-            state, is_first = one.state, False
+            said, is_first = now, False
             time.sleep(EVERY_S)
-        _say(farewell(one))
+        _say(harmless(farewell(one)))
 
 
 def line_of(record: dict[str, Any], one: RunSummary) -> str:
@@ -115,12 +120,12 @@ def line_of(record: dict[str, Any], one: RunSummary) -> str:
 
 def farewell(one: RunSummary) -> str:
     """Says how a run ended, or that it goes on."""
-    if one.state not in ENDED:
+    if not one.is_over:
         left = f", {duration(one.eta_s)} left" if one.eta_s is not None else ""
         return f"the run goes on ({one.state}{left})"
     at = f" at step {steps(one)}" if one.step is not None else ""
     why = f": {one.why}" if one.why else ""
-    again = f"; `sailplan train {one.path}` goes on" if one.state != "finished" else ""
+    again = f"; `{again_by(one)}` goes on" if one.state != "finished" else ""
     return f"{one.state}{at}{why}{again}"
 
 

@@ -5,35 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any, Final, Literal
+from typing import Any
 
 from sailplan.checkpoint.layout import quick_latest
-from sailplan.run.lock import is_held
-from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths, step_of
-from sailplan.run.state import RunState, read_state
-from sailplan.supervise.alive import last_word, why_gone
-from sailplan.supervise.lines import last_lines
-
-Standing = Literal[
-    "new", "starting", "running", "finished", "stopped", "failed", "killed", "unknown"
-]
-
-ENDED: Final[frozenset[Standing]] = frozenset({"finished", "stopped", "failed", "killed"})
-"""Nothing more comes of these until they are started again."""
-
-TAIL_BYTES = 16 * 2**10
-"""What is read of the metrics at first; some thirty records."""
-MOST_TAIL_BYTES = 2**20
-"""And at most, where there is no loss among them."""
+from sailplan.run.state import read_state
+from sailplan.slurm.standing import JobStanding, look_up_all, read_chain, standings
+from sailplan.supervise.alive import last_word
+from sailplan.supervise.jobs import beside_files, training_of
+from sailplan.supervise.pace import latest, number, pace, steps_done
+from sailplan.supervise.stands import ENDED, Standing, stands
 
 LEVELS = 4
 """So deep runs are looked for."""
@@ -75,6 +62,16 @@ class RunSummary:
     """When its last launch began to train, in seconds since 1970."""
     updated_at: float
     """When anything was last heard of it."""
+    jobs: tuple[JobStanding, ...] = ()
+    """Its jobs in Slurm, in their order; none where it was not submitted."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes of it until somebody starts it again."""
+        job = training_of(self.jobs)
+        return self.state in ENDED and (
+            self.state == "finished" or job is None or job.state not in ("waiting", "running")
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the summary as JSON can hold it; a loss that is no number is null."""
@@ -91,15 +88,21 @@ def is_run(directory: Path) -> bool:
     """Says whether a folder is a run's: a run file alone may be one that somebody wrote."""
     paths = RunPaths(directory)
     marks = (paths.state_file, paths.metrics_file, paths.command_file)
-    return paths.run_file.is_file() and any(mark.is_file() for mark in marks)
+    has_begun = paths.run_file.is_file() and any(mark.is_file() for mark in marks)
+    return has_begun or paths.jobs.is_dir()
 
 
 def find_runs(root: Path) -> list[RunSummary]:
-    """Returns how every run under a folder stands, the newest first."""
+    """Returns how every run under a folder stands, the newest first.
+
+    Slurm is asked once for all of them, and not where none has jobs.
+    """
     found = list(_directories(root, LEVELS, set()))
     # Threads: on a network file system each look waits for several answers.
     with ThreadPoolExecutor(max_workers=8, thread_name_prefix="runs") as pool:
-        summaries = list(pool.map(look_at, found))
+        chains = list(pool.map(read_chain, map(RunPaths, found)))
+        jobs = map(partial(standings, lookup=look_up_all(chains)), chains)
+        summaries = list(pool.map(look_at, found, jobs))
     return sorted(summaries, key=lambda summary: summary.updated_at, reverse=True)
 
 
@@ -123,17 +126,22 @@ def _directories(folder: Path, levels: int, seen: set[tuple[int, int]]) -> Itera
                 yield from _directories(folder / name, levels - 1, seen)
 
 
-def look_at(directory: Path) -> RunSummary:
+def look_at(directory: Path, jobs: tuple[JobStanding, ...] | None = None) -> RunSummary:
     """Returns how a run stands; a file that is missing or broken leaves out what it would say.
 
     Args:
         directory: The run's.
+        jobs: How its jobs stand; where not given, Slurm is asked if it has any.
     """
     now = time.time()
     paths = RunPaths(directory)
+    if jobs is None:
+        chain = read_chain(paths)
+        jobs = standings(chain, look_up_all([chain]))
     state = read_state(paths.state_file)
     series = latest(paths.metrics_file)
-    standing, why = stands(paths, state, trained=bool(series.records), now=now)
+    by_files = stands(paths, state, trained=bool(series.records), now=now)
+    standing, why = beside_files(paths, state, by_files, jobs)
     step_s, eta_s = pace(series, state, now=now)
     losses = [record for record in series.records if "loss" in record]
     checkpoints = paths.checkpoints()
@@ -145,121 +153,21 @@ def look_at(directory: Path) -> RunSummary:
         why=why,
         step=steps_done(series, state),
         max_steps=(state.max_steps or None) if state else None,
-        loss=_number(losses[-1].get("loss")) if losses else None,
+        loss=number(losses[-1].get("loss")) if losses else None,
         step_s=step_s,
-        tokens_per_s=_number(losses[-1].get("tokens_per_s")) if losses else None,
+        tokens_per_s=number(losses[-1].get("tokens_per_s")) if losses else None,
         eta_s=eta_s if standing == "running" else None,
         checkpoint=step_of(last) if last else None,
         checkpoints_bytes=sum(map(_size, [*checkpoints, paths.aside])),
-        num_starts=_num_starts(paths, goes_on=standing not in ENDED - {"killed"}),
+        num_starts=_num_starts(paths, goes_on=standing not in ENDED - {"killed"} | {"queued"}),
         strategy=launched.get("strategy"),
         processes=launched.get("processes"),
         pid=state.pid if state else None,
         host=state.host if state else None,
         started_at=state.started_at if state else None,
-        updated_at=last_word(paths, state),
+        updated_at=max([last_word(paths, state), *(job.submitted_at for job in jobs)]),
+        jobs=jobs,
     )
-
-
-def stands(
-    paths: RunPaths, state: RunState | None, *, trained: bool, now: float
-) -> tuple[Standing, str]:
-    """Returns in what state a run is, and why.
-
-    Args:
-        paths: The run's.
-        state: What it last said of itself.
-        trained: Whether it has metrics.
-        now: Seconds since 1970.
-    """
-    held = is_held(paths.lock_file)
-    if state is None:
-        if held:
-            return "running", "its state.json is missing or broken"
-        if trained:
-            return "unknown", "its state.json is missing or broken"
-        return "new", "it has not begun to train"
-    if state.state in ("starting", "running"):
-        why = why_gone(paths, state, held=held, now=now)
-        return (state.state, state.why) if why is None else ("killed", why)
-    if state.state == "failed":
-        return "failed", state.why or _meaning(state.exit_code or 1)
-    return state.state, state.why
-
-
-def _meaning(code: int) -> str:
-    """Returns an exit code in words."""
-    try:
-        return f"exit code {code}, as after {signal.Signals(code - 128).name}"
-    except ValueError:
-        return f"exit code {code}"
-
-
-def latest(metrics_file: Path) -> Series:
-    """Returns the last records of a run, with a loss where there is one near the end."""
-    num_bytes = TAIL_BYTES
-    while True:
-        series = Series()
-        lines = last_lines(metrics_file, num_bytes)
-        for line in lines:
-            series.add(line)
-        if any("loss" in record for record in series.records) or num_bytes >= MOST_TAIL_BYTES:
-            return series
-        if sum(map(len, lines)) + len(lines) < num_bytes // 2:  # that was the whole file
-            return series
-        num_bytes *= 4
-
-
-def steps_done(series: Series, state: RunState | None) -> int | None:
-    """Returns how many steps are done, by the newer of both files."""
-    newest = series.records[-1] if series.records else series.resumed
-    if newest is None:
-        return state.step if state else None
-    if state is None or _time(newest) > state.updated_at:
-        return int(newest["step"])
-    return state.step
-
-
-def pace(
-    series: Series, state: RunState | None, *, now: float
-) -> tuple[float | None, float | None]:
-    """Returns the seconds of a step, and those that are left.
-
-    A step is as long as most of the last ones were; what is left has its share of what came between
-    them, evaluations and saves.
-
-    Args:
-        series: The last records.
-        state: What the run last said of itself.
-        now: Seconds since 1970.
-    """
-    points = [
-        (_time(record), record["step"]) for record in series.of_this_launch if "loss" in record
-    ]
-    if state is not None:
-        if state.state == "running" and (not points or state.step > points[-1][1]):
-            points.append((state.updated_at, state.step))
-        if len(points) == 1:
-            began = series.resumed["step"] if series.resumed else 0
-            points.insert(0, (state.started_at, began))
-    steps = [(t - s, b - a) for (s, a), (t, b) in pairwise(points) if b > a and t > s]
-    if not steps:
-        return None, None
-    step_s = median(seconds / count for seconds, count in steps)
-    if state is None:
-        return step_s, None
-    (first, first_step), (last, last_step) = points[0], points[-1]
-    mean_s = (last - first) / max(1, last_step - first_step)
-    left_s = mean_s * (state.max_steps - last_step) - (now - last)
-    return step_s, max(0.0, left_s)
-
-
-def _time(record: dict[str, Any]) -> float:
-    return _number(record.get("time")) or 0.0
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _environment(path: Path) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _facts(view: View, width: int) -> list[Text]:
     """Returns a line each of what is known of evaluations, checkpoints and ranks."""
     from rich.text import Text
 
-    lines = [*_evaluations(view), _checkpoint(view), *_ranks(view)]
+    lines = [*_evaluations(view), _checkpoint(view), *_jobs(view), *_ranks(view)]
     shown = []
     label_before = ""
     for label, text, style in lines:
@@ -196,6 +196,15 @@ def _checkpoint(view: View) -> Line:
         return "checkpoint", text, "default"
     text = f"step {one.checkpoint:,} is whole; {shown_bytes(one.checkpoints_bytes)} in all"
     return "checkpoint", text, "default"
+
+
+def _jobs(view: View) -> list[Line]:
+    styles = {"failed": "red", "cancelled": "yellow", "waiting": "cyan"}
+    return [
+        ("jobs", f"{job.kind} {job.job_id}  {job.words}", styles.get(job.state, "default"))
+        for job in view.summary.jobs
+        if job.kind != "train" or view.summary.state != "queued"  # whose own words these are
+    ]
 
 
 def _ranks(view: View) -> list[Line]:

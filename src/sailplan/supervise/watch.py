@@ -10,6 +10,7 @@ from typing import Any
 
 from sailplan.run.metrics import Series
 from sailplan.run.paths import RunPaths
+from sailplan.supervise.jobs import JobWatch, training_of
 from sailplan.supervise.lines import Growing, last_lines
 from sailplan.supervise.runs import RunSummary, look_at
 
@@ -62,21 +63,23 @@ class Watcher:
     path: Path
     _series: Series = field(default_factory=Series)
     _metrics: Growing = field(init=False)
+    _jobs: JobWatch = field(init=False)
 
     def __post_init__(self) -> None:
+        self._jobs = JobWatch(RunPaths(self.path))
         self._metrics = Growing(RunPaths(self.path).metrics_file)
 
     def look(self) -> View:
         """Returns how the run is now."""
         paths = RunPaths(self.path)
         # The summary first: what ends a run is the last that is written.
-        summary = look_at(self.path)
+        summary = look_at(self.path, self._jobs.look())
         before = self._metrics.num_replaced
         lines = self._metrics.new_lines()
         if self._metrics.num_replaced != before:
             self._series = Series()
         new = [record for line in lines if (record := self._series.add(line)) is not None]
-        log_file = _log_of(paths)
+        log_file = _log_of(paths, summary)
         return View(
             summary=summary,
             records=tuple(self._series.records),
@@ -87,8 +90,8 @@ class Watcher:
         )
 
 
-def _log_of(paths: RunPaths) -> Path | None:
-    """Returns the first rank's log, else the one that was written last."""
+def _log_of(paths: RunPaths, summary: RunSummary) -> Path | None:
+    """Returns the first rank's log, else the one that was written last, else the job's."""
     first = paths.logs / "rank-0.log"
     if first.is_file():
         return first
@@ -96,7 +99,8 @@ def _log_of(paths: RunPaths) -> Path | None:
         logs = [(file.stat().st_mtime, file) for file in paths.logs.glob("*.log")]
     except OSError:
         return None
-    return max(logs)[1] if logs else None
+    job = training_of(summary.jobs)
+    return max(logs)[1] if logs else Path(job.log) if job is not None else None
 
 
 def _beats(paths: RunPaths) -> tuple[Beat, ...]:
