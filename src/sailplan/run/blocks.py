@@ -129,8 +129,10 @@ def _put(values: dict[str, Any], block: type[BaseModel], key: str, raw: Raw, unk
     """Puts a setting where pydantic looks for it."""
     head, dot, rest = key.partition(".")
     inner = _inner(block, head)
-    if head not in block.model_fields or (dot and inner is None):
+    if head not in block.model_fields:
         raise RunFileError(unknown, todo=nearest(head, block.model_fields))
+    if dot and inner is None:
+        raise RunFileError(unknown)
     if dot:
         below = values[head] if isinstance(values.get(head), dict) else {}
         values[head] = below
