@@ -142,7 +142,9 @@ def start_node(directory: Path, name: str, network: str) -> None:
 def head(directory: Path, network: str, uplink: str, host: int) -> None:
     """Is process 1 of the cluster: lays the network, then starts what it is told to."""
     socket.sethostname("head")
-    run("ip", "link", "add", "switch", "type", "bridge")
+    # With an address of its own: otherwise it takes a node's, another one at each start and crash,
+    # and who calls the one before gets no answer for ten seconds.
+    run("ip", "link", "add", "switch", "address", "02:00:00:00:01:00", "type", "bridge")
     lay_cable(
         "uplink",
         uplink,
