@@ -36,13 +36,14 @@ def test_hostile_names_come_back_unharmed_and_secrets_stay_out(
     home = tmp_path / HOSTILE
     home.mkdir()
     model = shutil.copytree(tiny_model("llama"), home / f"model {HOSTILE}")
-    file = tiny_run(home, model, max_steps=2, run_name=HOSTILE, env={"ANY_API_KEY": SECRET})
+    note = {"NOTE": "$(touch pwned); `touch pwned` 'x' \"y\" \\"}
+    values = {"run_name": HOSTILE, "env": {"ANY_API_KEY": SECRET}, "slurm": {"environment": note}}
+    file = tiny_run(home, model, max_steps=2, **values)
     run = submit(
         cluster,
         file,
         *("--output_dir", str(home / "run" / HOSTILE)),
         *("--system_prompt", HOSTILE),
-        *("--slurm.environment", json.dumps({"NOTE": "$(touch pwned); `touch pwned` 'x' \"y\""})),
         output_dir=home / "run" / HOSTILE,
         environment={"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET},
         cwd=home,
@@ -64,13 +65,12 @@ def test_secret_of_the_run_file_must_be_in_the_environment_of_sbatch(
     shown = sailplan(cluster, "submit", file, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert SECRET not in shown.stdout + shown.stderr
-    script = shown.stdout.split("\n", 1)[1].split("\n# ", 1)[0]
     assert "ANY_API_KEY" in shown.stdout
     assert not (tmp_path / "run").exists()
     job = cluster.submit(shown.stdout[shown.stdout.index("#!/bin/bash") :])
     record = cluster.wait_for(job, "FAILED", timeout_s=LIMIT_S)
     assert record["ExitCode"] != "0:0"
-    assert script
+    assert "ANY_API_KEY: must be in the environment of sbatch" in cluster.log(job)
 
 
 @pytest.fixture
@@ -129,7 +129,11 @@ def test_job_of_a_finished_run_that_is_queued_by_hand_ends_at_once(
     [
         (("--slurm.partition", "nowhere"), 11, "Slurm would not take the train job.*partition"),
         (("--slurm.time", "soon"), 11, "Slurm would not take the train job.*time"),
-        (("--nodes", "3"), 11, "Slurm would not take the train job.*[Nn]ode"),
+        (
+            ("--nodes", "4", "--global_batch_size", "8"),
+            11,
+            "Slurm would not take the train job.*[Nn]ode",
+        ),
         (("--then", "merge,dance"), 2, "--then merge,dance; allowed: merge, compare"),
         (("--cluster", "atlantis"), 2, "no cluster profile 'atlantis'"),
         (("--launch.cpu", "false", "--launch.strategy", "auto"), 5, "says launch.gpu"),
