@@ -35,7 +35,7 @@ RANKS_MODULE = "sailplan.preflight.smoke_ranks"
 
 DIARY = "smoke.json"
 
-_KEPT = ("use_cpu", "bf16", "fp16", "load_in_4bit", "load_in_8bit", "use_peft")
+KEPT = ("use_cpu", "bf16", "fp16", "load_in_4bit", "load_in_8bit", "use_peft")
 """Fields that decide on device, precision and strategy."""
 
 HINTS: Mapping[str, str] = {
@@ -85,7 +85,7 @@ def toy_run(subject: Subject) -> tuple[Run, str]:
     if run is None:
         launch = LaunchBlock(strategy="ddp", cpu=subject.on_cpu, processes=processes)
         return Run(explicit={}, launch=launch), ""
-    explicit = {name: run.explicit[name] for name in _KEPT if name in run.explicit}
+    explicit = {name: run.explicit[name] for name in KEPT if name in run.explicit}
     launch, accelerate = run.launch.model_copy(update={"nodes": 1}), dict(run.accelerate)
     accelerate.pop("num_machines", None)
     if subject.on_cpu:
