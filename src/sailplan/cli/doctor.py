@@ -86,6 +86,8 @@ def _cluster(
     quick: bool,
     json: bool,
 ) -> None:
+    import os
+
     from sailplan.preflight.cluster.doctor import NAMES, examine
     from sailplan.preflight.cluster.site import Site
     from sailplan.processes import stops_at_once
@@ -93,7 +95,14 @@ def _cluster(
     from sailplan.slurm.profile import settings_of
 
     settings = settings_of(run or Run(explicit={}), name)
-    site = Site(settings=settings, run=run, num_nodes=nodes, folder=folder, wait_s=wait_s)
+    site = Site(
+        settings=settings,
+        run=run,
+        num_nodes=nodes,
+        folder=folder,
+        wait_s=wait_s,
+        environment={**os.environ, **(run.environment() if run else {})},
+    )
     with stops_at_once("stopped as asked, and the smoke job with it"):
         _print(examine(site, quick=quick), NAMES, json=json)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -45,7 +44,7 @@ class Site:
     """Where the smoke job writes; a new folder beside the run's, or here, if it is None."""
     wait_s: float = 600.0
     """How long the smoke job may pend."""
-    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+    environment: Mapping[str, str] = field(repr=False)
     """What jobs find in theirs; may hold secrets."""
 
     @property
