@@ -134,6 +134,12 @@ def test_node_that_gives_fewer_gpus_is_named() -> None:
     assert found["GPUs"].text == "node1 gives 7 GPUs, and 8 are asked for"
 
 
+def test_node_without_a_driver_is_named_with_the_reason() -> None:
+    found = wrong(with_node(well(), "node1", driver=None, no_driver="no NVIDIA driver answers"))
+    assert found["GPUs"].text == "node1 gives no GPU: no NVIDIA driver answers"
+    assert found["driver"].text == "node1: no NVIDIA driver, elsewhere 580.65.06, up to CUDA 13.0"
+
+
 def test_gpus_of_several_kinds_are_a_fault_where_the_profile_names_none() -> None:
     other = driver(*(gpu(index, name="NVIDIA A100-SXM4-80GB") for index in range(8)))
     found = with_node(well(), "node2", driver=other)
@@ -251,6 +257,11 @@ def test_ranks_that_do_not_meet_say_who_is_behind() -> None:
     line = wrong(found)["ranks"]
     assert line.text.startswith("stopped while meeting the other ranks: rank 8 (node2, cuda:0), ")
     assert "NCCL_SOCKET_IFNAME" in line.fix
+
+
+def test_ranks_that_each_train_alone_are_a_fault() -> None:
+    found = with_ranks(well(), *range(16), world_size=1, engine="Toy")
+    assert wrong(found)["ranks"].text == "rank 0 (node1, cuda:0) has met 1 of 16 ranks"
 
 
 def test_toy_that_was_sharded_otherwise_is_a_fault() -> None:

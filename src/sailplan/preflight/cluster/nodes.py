@@ -114,7 +114,8 @@ def driver(found: Gathered) -> Finding:
     if not nodes or not any(drivers.values()):
         return unchecked(nodes[0].no_driver or "no driver" if nodes else _NONE)
     told = {host: _shown(one) for host, one in drivers.items()}
-    expected = usual(told)
+    # Of two, the one without is the odd one.
+    expected = usual(told, next(_shown(one) for one in drivers.values() if one))
     wrong = [f"{host}: {one}" for host, one in told.items() if one != expected]
     if wrong:
         return failed(
@@ -156,7 +157,9 @@ def gpus(found: Gathered) -> Finding:
 
 def _other_gpus(node: NodeRecord, name: str, count: int) -> Iterator[str]:
     here = _gpus_of(node)
-    if len(here) != count:
+    if not here and node.no_driver:
+        yield f"{node.host} gives no GPU: {node.no_driver}"
+    elif len(here) != count:
         yield f"{node.host} gives {len(here)} GPUs, and {count} are asked for"
     for kind in dict.fromkeys((gpu.name, gpu.memory_bytes) for gpu in here):
         model = of_driver(*kind)

@@ -170,7 +170,7 @@ def _own_step_s(accelerator: Any) -> float:
         with torch.autocast(device.type, dtype=dtype, enabled=device.type == "cuda"):
             loss = (model(batch).float() - batch).pow(2).mean()
         loss.backward()
-        float(loss)
+        float(loss.detach())  # waits for it
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.monotonic() - start

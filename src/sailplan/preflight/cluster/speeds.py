@@ -40,7 +40,7 @@ STAGES = (
 MOST_APART_S = 1.0
 """Between the clocks of two nodes: what is written by time would be read in the wrong order."""
 
-_STOPPED = "the ranks stopped before"
+_STOPPED = "the ranks did not come so far"
 
 
 def ranks(found: Gathered) -> Finding:
@@ -64,6 +64,10 @@ def ranks(found: Gathered) -> Finding:
             f"{text}, none of {listed(silent)}" if silent else text,
             fix="the job's log says more",
         )
+    alone = [rank for rank in found.ranks if rank.world_size != every]
+    if alone:
+        who = f"{_who(alone[0])} has met {alone[0].world_size} of {every} ranks"
+        return failed(who, fix="does torch see a GPU for each rank? see GPUs above, and the log")
     first = found.ranks[0]
     wrong = wrong_engine(wanted.strategy, first.engine)
     if wrong:
@@ -93,6 +97,8 @@ def clocks(found: Gathered) -> Finding:
             f"{listed(wrong)}, seen from {first.host}", fix="have chrony or ntpd run on all nodes"
         )
     most = max(map(abs, apart.values()))
+    if len(apart) == 1:
+        return ok("one node, one clock")
     return ok(f"within {max(most, 0.001) * 1000:.0f} ms on {len(apart)} nodes")
 
 
