@@ -66,8 +66,11 @@ def heeded_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def stops_at_once() -> Iterator[None]:
+def stops_at_once(said: str = "") -> Iterator[None]:
     """Ends the work inside at the first stop signal; for work that leaves nothing to save.
+
+    Args:
+        said: What is said of it then; that training has not begun where not given.
 
     Raises:
         StoppedError: A signal came.
@@ -80,6 +83,8 @@ def stops_at_once() -> Iterator[None]:
     try:
         yield
     except Asked as asked:
+        if said:
+            raise StoppedError(f"{said} ({asked.cause})") from None
         raise stopped_before_training(asked.cause) from None
     finally:
         for number, handler in previous.items():

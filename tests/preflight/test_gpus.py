@@ -50,6 +50,14 @@ def test_driver_is_asked_for_all_that_is_judged(driver: dict[str, str]) -> None:
     assert [name for name, one in found.items() if one.mark == "failed"] == ["GPU memory"]
 
 
+def test_driver_tells_of_bad_memory_that_waits_for_a_reset(driver: dict[str, str]) -> None:
+    _, found = doctor("--quick", env={**driver, "DRIVER_ERRORS": "3"})
+    assert found["GPUs"].text == (
+        "memory errors that could not be corrected "
+        "(GPU 1: 3 errors, a reset must take bad rows out)"
+    )
+
+
 def test_driver_counts_only_visible_gpus(driver: dict[str, str]) -> None:
     _, found = doctor("--quick", env={**driver, "CUDA_VISIBLE_DEVICES": "0"})
     assert found["GPUs"].text == "1 × NVIDIA H100 80GB HBM3, 80.0 GiB each"

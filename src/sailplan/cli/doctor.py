@@ -1,8 +1,10 @@
-"""`sailplan doctor [RUN]`: proves the machine, line by line."""
+"""`sailplan doctor [RUN]`: proves the machine, or a cluster, line by line."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from sailplan.preflight.doctor import Line
     from sailplan.preflight.finding import Mark
+    from sailplan.run.config import Run
 
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Every field of a run file is a flag, as for `train`."""
@@ -30,13 +33,29 @@ def doctor(
             "--quick", help="Leave out what takes seconds: libraries, compiling, the smoke test."
         ),
     ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="Check a Slurm cluster instead: a profile's name or its file."),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Nodes of the smoke job; else two where there are two."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the smoke job writes; else beside the run's directory, or here."),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds that the smoke job may wait in the queue.")
+    ] = 600,
 ) -> None:
     """Checks the machine, or what a run needs of it: ✓ right, ✗ wrong, – cannot be told here.
 
-    Ends with exit code 5 where anything is wrong.
+    With --cluster it checks a Slurm cluster, by a job of about a minute. Ends with exit code 5
+    where anything is wrong.
     """
     from sailplan.cli.run_files import find_run_file
-    from sailplan.errors import HardwareError, RunFileError
+    from sailplan.errors import RunFileError
     from sailplan.preflight.doctor import CHECKS, examine
     from sailplan.preflight.finding import Subject
     from sailplan.run.config import Run
@@ -48,17 +67,60 @@ def doctor(
     if run is not None:
         wanted = Run.from_file(find_run_file(run), context.args)
         wanted = RunDirectory.of(wanted).pinned(wanted)
-    subject = Subject.of(wanted)
-    width = max(len(check.name) for check in CHECKS)
+    if cluster is not None:
+        _cluster(cluster, wanted, nodes=nodes, folder=folder, wait_s=wait, quick=quick, json=json)
+        return
+    if nodes is not None or folder is not None:
+        raise RunFileError("--nodes and --folder without --cluster", todo="name a profile")
+    lines = examine(Subject.of(wanted), quick=quick)
+    _print(lines, [check.name for check in CHECKS], json=json)
+
+
+def _cluster(
+    name: str,
+    run: Run | None,
+    *,
+    nodes: int | None,
+    folder: Path | None,
+    wait_s: float,
+    quick: bool,
+    json: bool,
+) -> None:
+    import os
+
+    from sailplan.preflight.cluster.doctor import NAMES, examine
+    from sailplan.preflight.cluster.site import Site
+    from sailplan.processes import stops_at_once
+    from sailplan.run.config import Run
+    from sailplan.slurm.profile import settings_of
+
+    settings = settings_of(run or Run(explicit={}), name)
+    site = Site(
+        settings=settings,
+        run=run,
+        num_nodes=nodes,
+        folder=folder,
+        wait_s=wait_s,
+        environment={**os.environ, **(run.environment() if run else {})},
+    )
+    with stops_at_once("stopped as asked, and the smoke job with it"):
+        _print(examine(site, quick=quick), NAMES, json=json)
+
+
+def _print(found: Iterator[Line], names: Sequence[str], *, json: bool) -> None:
+    """Prints lines as they come, and ends with exit code 5 where anything is wrong."""
+    from sailplan.errors import HardwareError
+
+    width = max(map(len, names))
     lines = []
-    for line in examine(subject, quick=quick):
+    for line in found:
         lines.append(line)
         if not json:
             _show(line, width)
     wrong = [line.name for line in lines if line.finding.mark == "failed"]
     if json:
-        found = {"ok": not wrong, "checks": [line.as_dict() for line in lines]}
-        print(dumps(found, indent=2, ensure_ascii=False))
+        checks = [line.as_dict() for line in lines]
+        print(dumps({"ok": not wrong, "checks": checks}, indent=2, ensure_ascii=False))
     else:
         left = sum(line.finding.mark == "not checked" for line in lines)
         end = f"{len(wrong)} of {len(lines)} checks failed" if wrong else "nothing is wrong"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sailplan.hardware.detect import Detected, select_visible
 
@@ -12,6 +12,9 @@ T = TypeVar("T")
 
 _LINK_NAMES = ((10, "one PCIe switch"), (20, "PCIe switches"), (30, "one PCIe host bridge"))
 """NVML's levels of what two GPUs have in common, up to which it is worth naming."""
+
+
+Repair = Literal["", "pending", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,10 @@ class GpuState:
     """The PCIe link, such as `PCIe 5.0 x16`; empty where the driver does not tell."""
     memory_errors: int
     """Uncorrected memory errors since the driver was loaded; 0 where it does not count them."""
+    memory_errors_ever: int | None = None
+    """Uncorrected memory errors since it was built; None where it does not count them."""
+    repair: Repair = ""
+    """How its bad memory stands: `pending` waits for a reset, `failed` for another GPU."""
     processes: tuple[Process, ...] = ()
     """Who computes on it."""
 
@@ -111,12 +118,6 @@ def _state(index: int, handle: Any) -> GpuState:
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     generation = _told(lambda: pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), 0)
     width = _told(lambda: pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle), 0)
-    errors = _told(
-        lambda: pynvml.nvmlDeviceGetTotalEccErrors(
-            handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
-        ),
-        0,
-    )
     return GpuState(
         index=index,
         name=str(pynvml.nvmlDeviceGetName(handle)),
@@ -126,9 +127,31 @@ def _state(index: int, handle: Any) -> GpuState:
         nvlinks=sum(links),
         nvlinks_down=len(links) - sum(links),
         pcie=f"PCIe {generation}.0 x{width}" if generation and width else "",
-        memory_errors=int(errors),
+        memory_errors=_memory_errors(handle, pynvml.NVML_VOLATILE_ECC) or 0,
+        memory_errors_ever=_memory_errors(handle, pynvml.NVML_AGGREGATE_ECC),
+        repair=_repair(handle),
         processes=tuple(_processes(handle)),
     )
+
+
+def _memory_errors(handle: Any, counter: int) -> int | None:
+    import pynvml
+
+    kind = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
+    found = _told(lambda: pynvml.nvmlDeviceGetTotalEccErrors(handle, kind, counter), None)
+    return None if found is None else int(found)
+
+
+def _repair(handle: Any) -> Repair:
+    """Returns how it stands with rows that are remapped, and on older GPUs with retired pages."""
+    import pynvml
+
+    rows = _told(lambda: pynvml.nvmlDeviceGetRemappedRows(handle), None)
+    if rows is not None:
+        _, _, pending, has_failed = rows
+        return "failed" if has_failed else "pending" if pending else ""
+    pages = _told(lambda: pynvml.nvmlDeviceGetRetiredPagesPendingStatus(handle), 0)
+    return "pending" if pages == pynvml.NVML_FEATURE_ENABLED else ""
 
 
 def _nvlinks(handle: Any) -> Iterator[bool]:

@@ -36,9 +36,9 @@ def gpus(subject: Subject) -> Finding:
     found = subject.driver.value
     if found is None or not found.gpus:
         return unchecked(subject.machine.gpus.reason)
-    broken = [gpu for gpu in found.gpus if gpu.memory_errors]
+    broken = [gpu for gpu in found.gpus if memory_trouble(gpu)]
     if broken:
-        text = ", ".join(f"GPU {gpu.index}: {gpu.memory_errors}" for gpu in broken)
+        text = ", ".join(f"GPU {gpu.index}: {memory_trouble(gpu)}" for gpu in broken)
         return failed(
             f"memory errors that could not be corrected ({text})",
             fix="have the GPU reset or replaced, and leave it out by CUDA_VISIBLE_DEVICES",
@@ -48,6 +48,14 @@ def gpus(subject: Subject) -> Finding:
     if len(set(names)) > 1:
         return ok(shown, fix="the slowest sets the pace: leave the others out")
     return ok(f"{shown}, {_gib(found.gpus[0].memory_bytes)} each")
+
+
+def memory_trouble(gpu: GpuState) -> str:
+    """Returns what is wrong with a GPU's memory, in a clause; nothing where it is well."""
+    if gpu.repair == "failed":
+        return "no spare rows left for bad ones"
+    parts = [f"{gpu.memory_errors} errors"] if gpu.memory_errors else []
+    return ", ".join([*parts, *(["a reset must take bad rows out"] if gpu.repair else [])])
 
 
 def memory(subject: Subject) -> Finding:

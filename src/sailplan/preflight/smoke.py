@@ -35,15 +35,16 @@ RANKS_MODULE = "sailplan.preflight.smoke_ranks"
 
 DIARY = "smoke.json"
 
-_KEPT = ("use_cpu", "bf16", "fp16", "load_in_4bit", "load_in_8bit", "use_peft")
+KEPT = ("use_cpu", "bf16", "fp16", "load_in_4bit", "load_in_8bit", "use_peft")
 """Fields that decide on device, precision and strategy."""
 
-_HINTS: Mapping[str, str] = {
+HINTS: Mapping[str, str] = {
     "meeting the other ranks": "the ranks do not find each other: set NCCL_SOCKET_IFNAME (or "
     "GLOO_SOCKET_IFNAME) to the right network interface",
     "the first all-reduce": "the ranks do not reach each other: NCCL_DEBUG=INFO tells why; "
     "NCCL_P2P_DISABLE=1 helps where virtualisation (IOMMU, ACS) is in the way",
 }
+"""What helps where the ranks come no further."""
 
 
 def smoke(subject: Subject) -> Finding:
@@ -65,14 +66,14 @@ def smoke(subject: Subject) -> Finding:
         found = _read(folder / DIARY)
     if child.code != 0 or found.get("stage") != "done":
         stage = str(found.get("stage", "starting the ranks"))
-        fix = _HINTS.get(stage, "") if child.code is None else ""
+        fix = HINTS.get(stage, "") if child.code is None else ""
         fix = fix or "the lines below say more; NCCL_DEBUG=INFO in the environment adds NCCL's"
         return failed(
             f"it stopped while {stage}: {child.reason}".replace("while the", "in the"),
             fix=fix,
             detail=child.last_words,
         )
-    wrong = _wrong_engine(subject.strategy, str(found.get("engine")))
+    wrong = wrong_engine(subject.strategy, str(found.get("engine")))
     if wrong:
         return failed(wrong, fix="install accelerate and deepspeed in the tested versions")
     return ok(note + told(subject.strategy, found))
@@ -84,7 +85,7 @@ def toy_run(subject: Subject) -> tuple[Run, str]:
     if run is None:
         launch = LaunchBlock(strategy="ddp", cpu=subject.on_cpu, processes=processes)
         return Run(explicit={}, launch=launch), ""
-    explicit = {name: run.explicit[name] for name in _KEPT if name in run.explicit}
+    explicit = {name: run.explicit[name] for name in KEPT if name in run.explicit}
     launch, accelerate = run.launch.model_copy(update={"nodes": 1}), dict(run.accelerate)
     accelerate.pop("num_machines", None)
     if subject.on_cpu:
@@ -111,8 +112,13 @@ def told(strategy: str, found: Mapping[str, Any]) -> str:
     )
 
 
-def _wrong_engine(strategy: str, engine: str) -> str:
-    """Returns what is wrong where accelerate silently trains in another way than asked."""
+def wrong_engine(strategy: str, engine: str) -> str:
+    """Returns what is wrong where accelerate silently trains in another way than asked.
+
+    Args:
+        strategy: What was asked for.
+        engine: What the toy became.
+    """
     stage = strategy.removeprefix("zero").partition("_")[0]
     wanted = {
         "single": "Toy",

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,14 @@ REPEATS = 3
 
 
 class Diary:
-    """What the first rank tells those who wait: the work at hand, and what was measured."""
+    """What a rank tells those who wait: the work at hand, and what was measured.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        keep: Is given all of it, each time that something is added.
+    """
+
+    def __init__(self, keep: Callable[[Mapping[str, Any]], None]) -> None:
+        self._keep = keep
         self.found: dict[str, Any] = {}
 
     def stage(self, name: str) -> None:
@@ -38,10 +43,17 @@ class Diary:
     def note(self, **found: Any) -> None:
         """Keeps what was found."""
         self.found |= found
+        self._keep(self.found)
+
+
+def _first_rank_keeps(path: Path) -> Callable[[Mapping[str, Any]], None]:
+    def keep(found: Mapping[str, Any]) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
-            beside = self.path.with_suffix(".tmp")
-            beside.write_text(json.dumps(self.found), encoding="utf-8")
-            beside.replace(self.path)
+            beside = path.with_suffix(".tmp")
+            beside.write_text(json.dumps(dict(found)), encoding="utf-8")
+            beside.replace(path)
+
+    return keep
 
 
 def main() -> None:
@@ -49,16 +61,16 @@ def main() -> None:
     with report_errors():
         config = Path(sys.argv[sys.argv.index("--config") + 1])
         run = Run.from_flags(["--config", str(config)])
-        practise(run, Diary(config.with_name("smoke.json")))
+        diary = Diary(_first_rank_keeps(config.with_name("smoke.json")))
+        accelerator = meet(run, diary)
+        practise(accelerator, diary)
+        diary.stage("done")
+        accelerator.end_training()
         leave()
 
 
-def practise(run: Run, diary: Diary) -> None:
-    """Meets the other ranks, sums over them, and trains a toy for a few steps.
-
-    Raises:
-        HardwareError: A sum is wrong, or the toy does not learn.
-    """
+def meet(run: Run, diary: Diary) -> Any:
+    """Imports the libraries, meets the other ranks, and returns accelerate's `Accelerator`."""
     on_cpu = bool(run.get("use_cpu"))
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others
@@ -66,7 +78,6 @@ def practise(run: Run, diary: Diary) -> None:
     start = time.monotonic()
     with quick_imports():
         calm_libraries()
-        import torch
         from accelerate import Accelerator, PartialState
     diary.note(imports_s=time.monotonic() - start)
     diary.stage("meeting the other ranks")
@@ -79,14 +90,23 @@ def practise(run: Run, diary: Diary) -> None:
         device=str(accelerator.device),
         world_size=accelerator.num_processes,
     )
+    return accelerator
+
+
+def practise(accelerator: Any, diary: Diary) -> None:
+    """Sums over all ranks, and trains a toy for a few steps.
+
+    Raises:
+        HardwareError: A sum is wrong, or the toy does not learn.
+    """
+    from torch import distributed
+
     if accelerator.num_processes > 1:
-        diary.note(backend=torch.distributed.get_backend())
+        diary.note(backend=distributed.get_backend())
         diary.stage("the first all-reduce")
         diary.note(**_reduce(accelerator))
     diary.stage("training the toy")
     diary.note(**_train(accelerator, diary))
-    diary.stage("done")
-    accelerator.end_training()
 
 
 def _reduce(accelerator: Any) -> dict[str, float]:
@@ -101,19 +121,50 @@ def _reduce(accelerator: Any) -> dict[str, float]:
     distributed.all_reduce(one)
     _check_sum(one, wanted)  # it reads the values, and so waits for them
     first_s = time.monotonic() - start
-    count = REDUCED_BYTES[device.type] // 4
+    best = best_reduce_s(accelerator, world)
+    return {
+        "first_reduce_s": first_s,
+        "reduce_s": best,
+        "bytes_per_s": bus_bytes_s(accelerator, world, best),
+    }
+
+
+def best_reduce_s(accelerator: Any, ranks: int, group: Any = None) -> float:
+    """Returns the seconds of the best of some large sums, and checks each.
+
+    Args:
+        accelerator: This rank's.
+        ranks: The number of ranks that take part.
+        group: Their process group; that of all ranks where not given.
+
+    Raises:
+        HardwareError: A sum is wrong.
+    """
+    import torch
+    from torch import distributed
+
+    device = accelerator.device
+    members = distributed.get_process_group_ranks(group) if group else range(ranks)
+    wanted = float(sum(rank + 1 for rank in members))
     best = float("inf")
     for _ in range(REPEATS):
+        count = REDUCED_BYTES[device.type] // 4
         many = torch.full((count,), float(accelerator.process_index + 1), device=device)
-        distributed.barrier()
+        distributed.barrier(group)
         start = time.monotonic()
-        distributed.all_reduce(many)
+        distributed.all_reduce(many, group=group)
         _check_sum(many[-1:], wanted)
         best = min(best, time.monotonic() - start)
         _check_sum(many, wanted)
-    # Over a ring each rank sends and receives 2 (n-1)/n of the bytes.
-    rate = 2 * (world - 1) / world * count * 4 / best
-    return {"first_reduce_s": first_s, "reduce_s": best, "bytes_per_s": rate}
+    return best
+
+
+def bus_bytes_s(accelerator: Any, ranks: int, seconds: float) -> float:
+    """Returns the bus bandwidth of such a sum, as nccl-tests defines it.
+
+    Over a ring each rank sends and receives 2 (n-1)/n of the bytes.
+    """
+    return 2 * (ranks - 1) / ranks * REDUCED_BYTES[accelerator.device.type] / seconds
 
 
 def _check_sum(found: Any, wanted: float) -> None:
@@ -126,7 +177,7 @@ def _train(accelerator: Any, diary: Diary) -> dict[str, float]:
     import torch
 
     torch.manual_seed(0)
-    model: Any = _Toy()
+    model: Any = toy(WIDTH)
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-2)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:  # a dataloader would say it
@@ -150,14 +201,14 @@ def _train(accelerator: Any, diary: Diary) -> dict[str, float]:
     return {"step_s": seconds / STEPS, "first_loss": losses[0], "last_loss": losses[-1]}
 
 
-def _Toy() -> Any:  # noqa: N802
+def toy(width: int) -> Any:
     """Returns a model of two blocks, which FSDP and ZeRO-3 shard as they do a transformer's."""
     from torch import nn
 
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear = nn.Linear(WIDTH, WIDTH)
+            self.linear = nn.Linear(width, width)
 
         def forward(self, hidden: Any) -> Any:
             return hidden + self.linear(hidden).tanh()
@@ -168,7 +219,7 @@ def _Toy() -> Any:  # noqa: N802
         def __init__(self) -> None:
             super().__init__()
             self.blocks = nn.Sequential(Block(), Block())
-            self.head = nn.Linear(WIDTH, WIDTH)
+            self.head = nn.Linear(width, width)
 
         def forward(self, hidden: Any) -> Any:
             return self.head(self.blocks(hidden))

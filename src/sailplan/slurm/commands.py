@@ -34,6 +34,15 @@ def slurm(
     Raises:
         SlurmError: It is not here, fails, or takes too long.
     """
+    return _run(command, environment, folder, timeout_s).stdout
+
+
+def _run(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None,
+    folder: Path | None,
+    timeout_s: float,
+) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             command,
@@ -55,7 +64,21 @@ def slurm(
         raise SlurmError(got, todo="is slurmctld running? `scontrol ping` tells") from None
     if done.returncode:
         raise SlurmError(f"{command[0]}: {_why(done.stderr) or f'exit code {done.returncode}'}")
-    return done.stdout
+    return done
+
+
+def try_out(script: Path, *, environment: Mapping[str, str] | None = None) -> str:
+    """Asks Slurm whether it would take a script, and returns what it says; nothing is submitted.
+
+    Args:
+        script: Its file.
+        environment: What sbatch finds in its environment; this process's where not given.
+
+    Raises:
+        SlurmError: It would not.
+    """
+    command = ("sbatch", "--test-only", str(script.absolute()))
+    return _run(command, environment, None, TIMEOUT_S).stderr  # it says it there, and only there
 
 
 def _why(errors: str) -> str:
