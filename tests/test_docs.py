@@ -7,13 +7,15 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
+import yaml
+from pydantic import BaseModel
 
 from sailplan.cli.main import VERBS, app
 from sailplan.data.archives import SUFFIXES
@@ -36,8 +38,10 @@ from sailplan.run.legacy_names import GONE, RENAMED
 from sailplan.run.metrics import read_metrics
 from sailplan.run.repositories import REVISIONS
 from sailplan.run.saved import _HARMLESS_VARIABLES
-from sailplan.run.slurm_block import SlurmBlock
+from sailplan.run.slurm_block import ContainerBlock, GpuRequest, SlurmBlock, StageBlock
 from sailplan.run.values import Entry, scalar
+from sailplan.slurm.profile import read_profile
+from sailplan.slurm.script import JobRequest
 from sailplan.train.evaluation import METRICS
 from sailplan.train.optimizer_check import OPTIM_ARGS
 from sailplan.train.throughput import RATES
@@ -51,6 +55,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [page for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))) if page.is_file()]
 RUN_FILE, DATA, LABELS = (DOCS / f"{name}.md" for name in ("run-file", "data", "labels"))
+PROFILES = DOCS / "slurm-profiles.md"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
@@ -105,14 +110,23 @@ def test_links_lead_to_pages_and_headings_that_are_there(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("block", of_kind("yaml"), ids=str)
-def test_yaml_is_a_run_file_in_todays_names(here: Path, block: Block) -> None:
-    (here / "run.yaml").write_text(block.text)
+def is_profile(block: Block) -> bool:
+    """Whether a block is of a cluster and not of a run: they have no key in common."""
+    return set(yaml.safe_load(block.text)) <= set(SlurmBlock.model_fields)
 
-    assert Run.from_file("run.yaml").notes == ()
+
+@pytest.mark.parametrize("block", of_kind("yaml"), ids=str)
+def test_yaml_is_a_run_file_or_a_cluster_profile_in_todays_names(here: Path, block: Block) -> None:
+    path = here / "run.yaml"
+    path.write_text(block.text)
+
+    if is_profile(block):
+        read_profile(path)
+    else:
+        assert Run.from_file(path).notes == ()
 
     head, _, rest = block.text.partition("\n")
-    shipped = re.fullmatch(r"# (launch/\S+\.yaml)", head)
+    shipped = re.fullmatch(r"# ((launch|slurm/profiles)/\S+\.yaml)", head)
     assert not shipped or rest == (ROOT / shipped[1]).read_text()
 
 
@@ -191,6 +205,8 @@ OTHER_NAMES = {
     *PRESETS.values(),
     *dataset_table(),
     *SlurmBlock.model_fields,
+    *get_args(GpuRequest),
+    *(field.name for field in fields(JobRequest)),
     *(choice for field in field_table().values() for choice in field.choices or ()),
     *("alpaca_short", "prompt_input", "prompt_no_input", "q_proj", "v_proj", "embed_tokens"),
     *chain(*OPTIM_ARGS.values()),
@@ -293,9 +309,28 @@ def test_blocks_of_the_launcher_are_all_there_with_their_defaults() -> None:
         [f"`launch.{name}`", shown(field.default)]
         for name, field in LaunchBlock.model_fields.items()
     ]
-    assert {f"`{name}`" for name in SlurmBlock.model_fields} <= set(
-        re.findall("`.*?`", prose(RUN_FILE))
-    )
+
+
+def defaults(block: type[BaseModel]) -> list[list[str]]:
+    """The first cells of a table of a block's keys."""
+    rows = []
+    for name, field in block.model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        text = "see below" if isinstance(default, BaseModel) else shown(default)
+        rows.append([f"`{name}`", "required" if field.is_required() else text])
+    return rows
+
+
+@pytest.mark.parametrize("block", [SlurmBlock, StageBlock, ContainerBlock])
+def test_keys_of_cluster_profiles_are_all_there_with_their_defaults(block: type[BaseModel]) -> None:
+    found = [[row[:2] for row in table] for table in tables(PROFILES)]
+    assert defaults(block) in found
+
+
+def test_variables_of_job_templates_are_all_there() -> None:
+    table = next(table for table in tables(PROFILES) if table[0][0] == "`kind`")
+    names = {field.name for field in fields(JobRequest)} | {"directives"}
+    assert {row[0].strip("`") for row in table} == names
 
 
 def test_defaults_that_differ_are_all_there(here: Path) -> None:
