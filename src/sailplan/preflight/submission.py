@@ -111,6 +111,8 @@ def submission(
         SailplanError: The run cannot go right there; which class says why.
     """
     node = node_of(run, settings, here)
+    if not node.gpus.value and settings.cpus_per_gpu is None:
+        settings = settings.model_copy(update={"cpus_per_task": node.cpu_cores.value})
     # Slurm sets it anew on each node.
     there = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
     prepare = preparing(run, node, there, port=lambda: None, refuse=refuse, here=False)

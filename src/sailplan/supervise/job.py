@@ -125,14 +125,20 @@ class TrainingJob:
             print(line, file=sys.stderr, flush=True)
         ended(paths, ending.code, lines[0].removeprefix("error: ") if lines else "")
         attempt = self._attempt(attempts, ending, since)
+        launches = [*self._of_this_job(), attempt]
+        fruitless = num_fruitless(launches)
         word = next_word(
             ending,
             asked=asked,
             by_hand=state is not None and STOP_FILE in state.why,
-            num_fruitless=num_fruitless([*self._of_this_job(), attempt]),
-            num_in_vain=num_in_vain([*self._of_this_job(), attempt]),
+            num_fruitless=fruitless,
+            num_in_vain=num_in_vain(launches),
             max_restarts=self.max_restarts,
         )
+        if word == "requeue":
+            self._tell_of_requeue(ending, fruitless)
+        elif word == "failed" and fruitless > self.max_restarts:
+            print(f"given up: max_restarts is {self.max_restarts}", file=sys.stderr, flush=True)
         if word == "failed" and ending.kind == "stopped":
             why = (
                 f"{MOST_IN_VAIN + 1} launches in a row were stopped before they had trained a "
@@ -148,6 +154,13 @@ class TrainingJob:
             ready = attempts.with_less()
             local.write_files(ready.kept, ready.launch, attempts.machine, plan=ready.plan)
         return "failed" if word == "again" and following is None else word
+
+    def _tell_of_requeue(self, ending: Ending, fruitless: int) -> None:
+        whole = quick_latest(self.directory.checkpoints())
+        start = f"from {whole.name}" if whole else "from the beginning"
+        count = f"restart {fruitless} of {self.max_restarts} without a newer checkpoint"
+        why = "" if ending.kind == "stopped" else f" ({count})"
+        print(f"the job is queued again, and goes on {start}{why}", file=sys.stderr, flush=True)
 
     def _less(self, attempts: Attempts, ending: Ending) -> Next | None:
         """Returns what needs less memory; None where there is nothing, and tells why."""
