@@ -188,3 +188,24 @@ def test_run_that_always_fails_is_given_up_at_the_cap_and_says_why(
     told = sailplan(cluster, "runs", tmp_path).stdout
     assert "failed" in told
     assert "the planted bug" in " ".join(told.split())
+
+
+def test_run_without_memory_goes_on_in_the_same_job_with_the_next_plan(
+    cluster: Cluster, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = tiny_run(
+        tmp_path,
+        tiny_model("llama"),
+        max_steps=2,
+        global_batch_size=8,
+        per_device_train_batch_size=4,
+    )
+    small = planted(what="out_of_memory", most_tokens=300)
+    run = submit(cluster, file, output_dir=tmp_path / "run", environment=small)
+    record = run.wait("COMPLETED")
+    assert record["Restarts"] == "0"
+    attempts = read_attempts(run.paths.attempts_file)
+    assert [one.kind for one in attempts] == ["oom", "finished"]
+    assert [one.micro_batch * one.accumulation for one in attempts] == [8, 8]
+    assert attempts[1].micro_batch < attempts[0].micro_batch
+    assert "on_oom: goes on from the beginning with micro batch" in run.log()

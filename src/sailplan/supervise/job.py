@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from sailplan.checkpoint.layout import quick_latest
 from sailplan.errors import RunFileError, SailplanError, StoppedError, TrainingError
-from sailplan.launcher import local
+from sailplan.launcher.local import launch_texts
 from sailplan.processes import STOP_SIGNALS
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
@@ -152,7 +152,8 @@ class TrainingJob:
         append_attempts(paths.attempts_file, [attempt])
         if following is not None:
             ready = attempts.with_less()
-            local.write_files(ready.kept, ready.launch, attempts.machine, plan=ready.plan)
+            texts = launch_texts(ready.run, ready.launch, attempts.machine, plan=ready.plan)
+            paths.claim(ready.kept, texts)  # and the state stays: nothing is started yet
         return "failed" if word == "again" and following is None else word
 
     def _tell_of_requeue(self, ending: Ending, fruitless: int) -> None:
