@@ -67,14 +67,19 @@ def preempted(cluster: Cluster, run: Submitted) -> None:
 
 def first_node_crashes(cluster: Cluster, run: Submitted) -> None:
     """Takes the node away on which the script and the first rank are."""
-    cluster.crash(cluster.nodes[0])
-    cluster.revive(cluster.nodes[0])
+    crashes(cluster, run, cluster.nodes[0])
 
 
 def second_node_crashes(cluster: Cluster, run: Submitted) -> None:
     """Takes the other node away."""
-    cluster.crash(cluster.nodes[1])
-    cluster.revive(cluster.nodes[1])
+    crashes(cluster, run, cluster.nodes[1])
+
+
+def crashes(cluster: Cluster, run: Submitted, node: str) -> None:
+    """Takes a node away until Slurm has noticed."""
+    cluster.crash(node)
+    until(lambda: cluster.state(run.train) != "RUNNING", run.log)
+    cluster.revive(node)
 
 
 def comes_back(
