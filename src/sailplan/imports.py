@@ -7,9 +7,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, wraps
 from importlib import import_module
+from typing import Any
 
 
 @contextmanager
@@ -29,6 +31,33 @@ def quick_imports() -> Iterator[None]:
         gc.freeze()
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def compiled_when_called() -> Iterator[None]:
+    """Puts off what is given to `torch.compile` in a block of imports until it is called.
+
+    bitsandbytes gives it two functions of its own, which few runs call, and torch then imports its
+    compiler: a tenth of the time that a rank's imports take.
+    """
+    import torch
+
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        compiled = cache(lambda: compile_now(function, **settings))
+        return wraps(function)(lambda *arguments, **named: compiled()(*arguments, **named))
+
+    def compile_or_later(model: Any = None, **settings: Any) -> Any:
+        if model is None:
+            return lambda function: compile_later(function, **settings)
+        return compile_later(model, **settings)
+
+    torch.compile = compile_or_later
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
 
 
 def calm_libraries() -> None:

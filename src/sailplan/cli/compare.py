@@ -13,7 +13,7 @@ import typer
 from sailplan.cli.run_files import CONTEXT_SETTINGS as CONTEXT_SETTINGS
 from sailplan.cli.run_files import find_run_file
 from sailplan.errors import RunFileError, TrainingError
-from sailplan.imports import calm_libraries, quick_imports
+from sailplan.imports import calm_libraries, compiled_when_called, quick_imports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def compare(
     check(wanted)
     os.environ.update(wanted.environment())
     calm_libraries()
-    with quick_imports():
+    with quick_imports(), compiled_when_called():
         from sailplan.cli.compare_table import print_comparison
         from sailplan.evaluate import compare as room
         from sailplan.evaluate.scores.custom import find_custom

@@ -41,12 +41,13 @@ def main(arguments: Sequence[str]) -> int:
         arguments: Folder, rank, number of ranks.
     """
     end_with(os.getppid())
-    from sailplan.imports import calm_libraries
+    from sailplan.imports import calm_libraries, compiled_when_called, quick_imports
 
-    calm_libraries()
-    from sailplan.evaluate.compare import ask
-    from sailplan.evaluate.journal import Journal
-    from sailplan.evaluate.tasks import Request, tasks_of
+    with quick_imports(), compiled_when_called():
+        calm_libraries()
+        from sailplan.evaluate.compare import ask
+        from sailplan.evaluate.journal import Journal
+        from sailplan.evaluate.tasks import Request, tasks_of
 
     folder, rank, num_ranks = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     run = Run.from_file(folder / _RUN)

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sailplan.imports import calm_libraries, quick_imports
+from sailplan.imports import calm_libraries, compiled_when_called, quick_imports
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.finished import finished
@@ -50,7 +50,7 @@ def train(run: Run) -> None:
     os.environ.update(run.environment())
     if run.get("use_cpu"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others
-    with quick_imports():
+    with quick_imports(), compiled_when_called():
         calm_libraries()
         from transformers import PrinterCallback
 
