@@ -19,9 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # As the Makefile has it: in a shared cache, environments compile over one another's operators.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+AS_INSTALLED = ROOT / "tests" / "support" / "as_installed"
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    map(str, filter(None, [AS_INSTALLED, ROOT / "src", ROOT, os.environ.get("PYTHONPATH")]))
 )
+# Some thousand processes import this package: it is compiled once, not in each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # As in an activated environment: DeepSpeed looks for ninja, and tests for accelerate, on PATH.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 

@@ -26,7 +26,8 @@ VARIABLES = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "TENSORBOARD_LOGGING_D
 
 def train(values: Mapping[str, Any], **variables: str) -> None:
     command = [sys.executable, "-m", ENTRY, "--use_cpu", *flags(dict(values))]
-    env = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", **variables}
+    env = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    env |= {"TESTS_SHOW_TRACKERS": "1", **variables}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 

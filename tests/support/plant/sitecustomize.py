@@ -13,6 +13,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+# Of two modules of this name Python reads the first alone.
+import tests.support.as_installed.sitecustomize  # noqa: F401
+
 
 class _AfterImport(MetaPathFinder):
     """Calls patches of modules, each once its module has been imported."""

@@ -1,0 +1,33 @@
+"""Hides from the processes that tests start what only the tests' own environment has.
+
+Whatever training library finds wandb, mlflow or scipy imports it, asked or not: a third of the
+modules of each rank. `pip install sailplan` brings none of them, so the ranks of tests do without
+them as a user's do. `TESTS_SHOW_TRACKERS=1` shows them to a process that is to use one.
+
+Python imports this module by its name when it starts; the folder is on the tests' `PYTHONPATH`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+HIDDEN = ("mlflow", "scipy", "wandb")
+
+
+class _Finder(PathFinder):
+    @classmethod
+    def find_spec(
+        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        # A worker of pytest starts as any other process does, and is to see everything.
+        if fullname in HIDDEN and "_pytest" not in sys.modules:
+            return None
+        return super().find_spec(fullname, path, target)
+
+
+if os.environ.get("TESTS_SHOW_TRACKERS") != "1":
+    sys.meta_path[sys.meta_path.index(PathFinder)] = _Finder
