@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPERATORS := $(VENV)/.operators
+# Files of tests side by side, each file in one process; tests/conftest.py says which run alone.
+SIDE_BY_SIDE := --alone without -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 # What DeepSpeed compiles fits one environment: in a shared cache, another's is compiled over it.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
@@ -40,10 +42,12 @@ gallery: $(READY)
 	$(BIN)/python -m tests.browser.take_pictures build/gallery/qlora/report.html docs/pictures
 
 test: $(OPERATORS)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
+	$(BIN)/python -m pytest --alone only -m "not slow and not gpu"
 
 test-matrix: $(OPERATORS)
-	$(BIN)/python -m pytest -m "not gpu" --timeout 1200
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu" --timeout 1200
+	$(BIN)/python -m pytest --alone only -m "not gpu" --timeout 1200
 
 test-wheel: $(READY)
 	bash tests/wheel.sh $(BIN)/python

@@ -11,6 +11,22 @@ from pathlib import Path
 
 import pytest
 
+ALONE = (
+    "browser",
+    "distributed/test_hang.py",
+    "distributed/test_kills.py",
+    "launcher",
+    "preflight/test_doctor.py",
+    "slurm",
+    "supervise",
+    "test_first_run.py",
+    "test_quick_start.py",
+    "train/guards/test_hang.py",
+    "train/test_requests.py",
+    "train/test_stopping.py",
+)
+"""Folders and files whose tests kill, stop or time processes: nothing runs beside them."""
+
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,6 +43,21 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # As in an activated environment: DeepSpeed looks for ninja, and tests for accelerate, on PATH.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that leaves the tests that run alone out, or runs nothing else."""
+    parser.addoption("--alone", choices=("without", "only"), help="tests that run alone")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the files that are not asked for, before they are imported."""
+    asked = config.getoption("--alone")
+    if asked is None or collection_path.is_dir():
+        return None
+    place = collection_path.relative_to(ROOT / "tests")
+    is_alone = not {place.as_posix(), place.parts[0]}.isdisjoint(ALONE)
+    return None if is_alone == (asked == "only") else True
 
 
 @pytest.fixture(scope="session")
