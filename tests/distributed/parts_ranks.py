@@ -164,14 +164,7 @@ def num_state_elements(training: Any) -> int:
 def main() -> None:
     folder, out = map(Path, sys.argv[1:3])
     ranks = Ranks(folder, out)
-    report: dict[str, Any] = {"rates": ranks.rates()}
-    if "rates" not in sys.argv[3:]:
-        report |= rest(ranks)
-    (out / f"rank{ranks.rank}.json").write_text(json.dumps(report))
-
-
-def rest(ranks: Ranks) -> dict[str, Any]:
-    report: dict[str, Any] = {"words": ranks.words()}
+    report: dict[str, Any] = {"rates": ranks.rates(), "words": ranks.words()}
     for kind in (False, True):
         checkpointing = {"gradient_checkpointing_kwargs": {"use_reentrant": kind}}
         report[f"frozen {kind}"] = ranks.frozen(**checkpointing)
@@ -179,7 +172,7 @@ def rest(ranks: Ranks) -> dict[str, Any]:
         if kind or not is_deepspeed_zero3_enabled():
             report[f"adapters {kind}"] = ranks.adapters(**checkpointing)
     report["resumed"] = ranks.resumed()
-    return report
+    (out / f"rank{ranks.rank}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

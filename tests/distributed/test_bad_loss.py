@@ -44,8 +44,8 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "changes"),
     [
-        ("ddp", {}),
         ("deepspeed_zero3", {}),
+        pytest.param("ddp", {}, marks=SLOW),
         pytest.param("deepspeed_zero2", {"bf16": True}, marks=SLOW),
         pytest.param("ddp", {"use_peft": True, "max_grad_norm": 0.0}, marks=SLOW),
         pytest.param("deepspeed_zero1", {}, marks=SLOW),

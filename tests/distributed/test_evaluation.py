@@ -14,7 +14,7 @@ from tests.support.launch import accelerate_launch, flags
 from tests.support.rows import chat_rows
 
 
-@pytest.mark.parametrize("preset", ["ddp", "deepspeed_zero3"])
+@pytest.mark.parametrize("preset", [pytest.param("ddp", marks=pytest.mark.slow), "deepspeed_zero3"])
 def test_held_out_loss_and_best_weights_are_those_of_one_process(
     tmp_path: Path, tiny_model: Callable[[str], Path], preset: str
 ) -> None:

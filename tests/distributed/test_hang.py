@@ -90,7 +90,7 @@ FAULTS = {
 """What is planted in the second of two ranks, and how the error begins."""
 
 
-SLOW = ("keeps the interpreter",)
+SLOW = ("stopped", "keeps the interpreter")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_packed_run_has_the_curve_of_the_padded_one(curve: Curve, preset: str) -
     assert curve("pack", preset) == pytest.approx(padded, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_padded_run_on_two_ranks_has_the_curve_of_one(curve: Curve) -> None:
     assert curve("pad", "ddp") == pytest.approx(curve("pad"), rel=1e-4)
 
@@ -141,7 +142,7 @@ def one_sided(
     return trained
 
 
-@pytest.mark.parametrize("preset", ["ddp", "deepspeed_zero3"])
+@pytest.mark.parametrize("preset", [pytest.param("ddp", marks=pytest.mark.slow), "deepspeed_zero3"])
 def test_run_with_images_on_one_rank_alone_has_the_curve_of_one_process(
     one_sided: Callable[[str], tuple[list[float], list[list[int]]]], preset: str
 ) -> None:

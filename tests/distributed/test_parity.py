@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ STRATEGIES = {
     "zero2": ("deepspeed_zero2", 2),
     "zero3": ("deepspeed_zero3", 2),
 }
+
+FIRST = [("full", "ddp"), ("full", "zero3"), ("lora", "zero2"), ("lora", "zero3")]
+"""What is not slow."""
 
 
 class Curves:
@@ -91,8 +95,13 @@ def test_offload_gives_the_curve_of_one_process(curves: Curves) -> None:
     )
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case not in FIRST))
+        for case in product(METHODS, STRATEGIES)
+    ],
+)
 def test_strategy_gives_the_curve_of_one_process(
     curves: Curves, method: str, strategy: str
 ) -> None:

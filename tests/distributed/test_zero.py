@@ -56,7 +56,9 @@ def ranks_under(
     return run
 
 
-STRATEGIES = pytest.mark.parametrize("strategy", ["deepspeed_zero2", "deepspeed_zero3"])
+STRATEGIES = pytest.mark.parametrize(
+    "strategy", [pytest.param("deepspeed_zero2", marks=pytest.mark.slow), "deepspeed_zero3"]
+)
 Ranks = Callable[[str], list[dict[str, Any]]]
 
 

@@ -104,7 +104,9 @@ def _lines(run: Path) -> Iterator[str]:
         yield from file.read_text().splitlines()
 
 
-@pytest.mark.parametrize("greedy", [True, False], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "greedy", [pytest.param(True, marks=pytest.mark.slow), False], ids=["greedy", "sampled"]
+)
 def test_two_ranks_give_the_rows_of_one(run: Path, found: Comparison, greedy: bool) -> None:
     flags = ["--greedy"] if greedy else ["--generation.temperature", "1.5"]
     two, _, _ = compared(run, *flags, *TWO_RANKS)
