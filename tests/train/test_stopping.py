@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,7 @@ def test_bare_launcher_that_is_terminated_with_its_group_saves(
             steps = metrics.read_text().splitlines() if metrics.exists() else []
             if len(steps) >= 3 and json.loads(steps[-1]).get("step", 0) >= 3:
                 break
+            time.sleep(0.005)  # the ranks need the cores
         everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]
         assert len(everyone) >= 5, log.read_text()[-4000:]  # workers are there
         for one in reversed(everyone):
