@@ -23,12 +23,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig
 
 from benchmarks import layouts
+from tests.support.compared import here
 
 
 def sailplan(*arguments: object) -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "sailplan", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
+    return here(*map(str, arguments))
 
 
 @pytest.fixture
@@ -44,10 +43,13 @@ def adapter(tmp_path: Path, tiny_model: Callable[[str], Path]) -> Path:
 
 
 def test_merge_tells_what_came_out(tmp_path: Path, adapter: Path) -> None:
-    code, out, err = sailplan("merge", adapter, "--output", tmp_path / "out", "--verify", "full")
+    command = [sys.executable, "-m", "sailplan", "merge", str(adapter), "--verify", "full"]
+    command += ["--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    out = done.stdout
 
-    assert code == 0, err
-    assert not err
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
     for line in (
         rf"^adapter {adapter}$",
         r"tensors +58 in 1 files",
