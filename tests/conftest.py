@@ -8,8 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.launch import Entry
 
 ALONE = (
     "browser",
@@ -117,3 +121,12 @@ def trained_run(
     from tests.support.runs import train_tiny
 
     return train_tiny(tmp_path_factory.mktemp("trained"), tiny_model("llama"))
+
+
+@pytest.fixture(scope="session")
+def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
+    """Runs the entry script with the flags that it is given, in a process that all cases share."""
+    from tests.support.launch import entry_script
+
+    with entry_script(tmp_path_factory.mktemp("cache")) as run:
+        yield run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,13 @@ from sailplan.model.positions import Positions
 from sailplan.model.precision import mixed_precision
 from sailplan.run.config import Run
 from tests.support.held_out import encoded_rows
-from tests.support.launch import Entry, entry_script, flags
+from tests.support.launch import Entry, flags
 from tests.support.rows import chat_rows, mixed_rows
 from tests.support.tiny import FAMILIES
 
 text_rows = partial(chat_rows, images=False)
 LORA = {"use_peft": True, "lora_r": 8, "learning_rate": 0.03}
 QLORA = {**LORA, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 Train = Callable[..., Run]

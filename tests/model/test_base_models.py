@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,8 @@ from sailplan.model.processor import load_processor, load_processor_and_tokens
 from sailplan.model.source import load_config
 from sailplan.run.config import Run
 from tests.data.reading import IMAGE, chat, pieces, turn
-from tests.support.launch import Entry, entry_script, flags
+from tests.support.launch import Entry, flags
 from tests.support.rows import chat_rows
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 @pytest.fixture

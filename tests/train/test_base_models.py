@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,9 @@ from sailplan.model.processor import load_processor_and_tokens
 from sailplan.model.trainable import lora_config
 from sailplan.run.config import Run
 from tests.support.base_models import base_model, old_llama
-from tests.support.launch import Entry, entry_script, flags
+from tests.support.launch import Entry, flags
 
 COLOURS = ("red", "green", "blue")
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 @pytest.fixture

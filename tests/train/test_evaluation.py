@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,8 @@ from sailplan.run.config import Run
 from sailplan.run.state import read_state
 from sailplan.train.arguments import training_arguments
 from tests.support.held_out import plain_loss
-from tests.support.launch import Entry, entry_script, flags
+from tests.support.launch import Entry, flags
 from tests.support.rows import chat_rows
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
-
 
 Start = Callable[..., Path]
 

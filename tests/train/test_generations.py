@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.support.launch import End, Entry, entry_script, flags
+from tests.support.launch import End, Entry, flags
 from tests.support.rows import chat_rows, draw
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
-
 
 Start = Callable[..., End]
 

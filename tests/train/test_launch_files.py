@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from sailplan.files import folder
 from sailplan.run.config import Run
-from tests.support.launch import Entry, entry_script, flags, losses
+from tests.support.launch import Entry, flags, losses
 
 FAMILIES = {
     "Qwen/Qwen2-VL": "qwen2_vl",
@@ -25,12 +25,6 @@ FAMILIES = {
     "mistral-community/pixtral": "pixtral",
 }
 """The family of a stand-in, by the beginning of the model's name on the hub."""
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 def products(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from sailplan.hardware.detect import Detected
 from sailplan.train.loader import Demand, choose_workers
 from sailplan.train.shared_memory import SHARED_MEMORY, InFlight, room_for
-from tests.support.launch import ENTRY, Entry, entry_script, flags
+from tests.support.launch import ENTRY, Entry, flags
 from tests.support.rows import chat_rows
 
 MB = 1 << 20
@@ -78,12 +78,6 @@ def test_less_shared_memory_leaves_less_ahead_then_fewer_workers_then_none(
 def test_evaluation_has_workers_of_its_own_at_the_same_time() -> None:
     assert InFlight(batch_bytes=10, held=2, loaders=2).bytes_of(3, 2) == 140
     assert InFlight(batch_bytes=10, held=2, loaders=2).bytes_of(0, 2) == 0
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.launch import Entry, entry_script, flags, losses
+from tests.support.launch import Entry, flags, losses
 from tests.support.rows import chat_rows, mixed_rows
 
 Curve = Callable[..., list[float]]
@@ -17,12 +17,6 @@ Curve = Callable[..., list[float]]
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0, "learning_rate": 1e-2}
 OTHER_ORDERS = ("sequential", "batch_rebalance")
 KWARGS = "gradient_checkpointing_kwargs"
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 @pytest.fixture

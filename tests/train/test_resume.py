@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,10 @@ import torch
 from sailplan.checkpoint.manifest import MANIFEST
 from sailplan.run.metrics import read_metrics
 from tests.support.killed import curve, whole
-from tests.support.launch import End, Entry, entry_script, flags
+from tests.support.launch import End, Entry, flags
 from tests.support.rows import chat_rows
 
 Train = Callable[..., End]
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 @pytest.fixture

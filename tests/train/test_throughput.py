@@ -19,7 +19,7 @@ from sailplan.data.counts import COUNTS, BatchCounts
 from sailplan.train.data_wait import Loading
 from sailplan.train.model_flops import ModelFlops
 from sailplan.train.throughput import Throughput
-from tests.support.launch import Entry, entry_script, flags
+from tests.support.launch import Entry, flags
 from tests.support.lengths import token_counts
 from tests.support.rows import chat_rows
 
@@ -31,12 +31,6 @@ RATES = (
     "padding_share",
     "data_wait_share",
 )
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 def settings(model: Path, data: Path, out: Path, **changes: Any) -> list[str]:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.launch import Entry, accelerate_launch, entry_script, flags, losses
+from tests.support.launch import Entry, accelerate_launch, flags, losses
 from tests.support.rows import chat_rows
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 def settings(tmp_path: Path, tiny_model: Callable[[str], Path], rows: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,8 @@ from sailplan.data.conversations import Messages
 from sailplan.data.images import ImageOpener
 from sailplan.model.families import family_of
 from sailplan.model.packed_attention import SEGMENTS
-from tests.support.launch import Entry, entry_script, flags, losses
+from tests.support.launch import Entry, flags, losses
 from tests.support.rows import chat_rows, mixed_rows
-
-
-@pytest.fixture(scope="module")
-def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
-    with entry_script(tmp_path_factory.mktemp("cache")) as run:
-        yield run
 
 
 def bloom(folder: Path, tokenizer: Any) -> Path:
