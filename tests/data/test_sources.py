@@ -365,7 +365,7 @@ def test_refusal_prints_nothing_of_its_own(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "bad.parquet")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
     assert (done.stdout, done.stderr) == ("refused\n", "")

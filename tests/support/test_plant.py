@@ -25,5 +25,5 @@ def test_fault_is_planted_in_its_rank_alone() -> None:
         )
         for rank in ("0", "1")
     ]
-    told = [json.loads(child.communicate(timeout=60)[0]) for child in children]
+    told = [json.loads(child.communicate(timeout=120)[0]) for child in children]
     assert told == ["__call__", "faulty"]
