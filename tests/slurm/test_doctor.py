@@ -93,15 +93,19 @@ def made(folder: Path) -> Iterator[Path]:
 
 
 def test_node_with_another_environment_is_named_and_its_job_kept(
-    cluster: Cluster, tmp_path: Path, profile: Callable[..., Path]
+    cluster: Cluster,
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    profile: Callable[..., Path],
 ) -> None:
+    run = tiny_run(tmp_path, tiny_model("llama"), slurm={})
     of_node2 = cluster.directory / "nodes" / "node2" / "local"
     with made(of_node2 / "deepspeed-0.1.dist-info") as shim:
         (shim / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.1\n")
         found = doctor(
             cluster,
             profile(environment={"PYTHONPATH": f"{cluster.local}:{os.environ['PYTHONPATH']}"}),
-            *("--folder", tmp_path / "kept"),
+            *(run, "--folder", tmp_path / "kept"),
             cwd=tmp_path,
             code=5,
         )
