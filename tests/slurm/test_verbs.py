@@ -82,6 +82,7 @@ def test_run_that_waits_is_told_followed_and_cancelled(asked: Cluster, paths: Ru
         (merge, "merge"),
     ]
     assert f"queued, {waits}" in sailplan("logs", name)[2]
+    assert f"merge {merge}: waits for train ({job})" in sailplan("logs", name, "--job", "merge")[2]
     assert waits in sailplan("watch", name, "--once")[1]
 
     with verb("logs", name, "-f") as follower:
