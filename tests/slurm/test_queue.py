@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,30 @@ def test_accounting_is_read_with_who_cancelled() -> None:
     assert (first.nodes, first.started_at, first.signal) == ("node[1-2]", 1796142010.0, 15)
     assert (second.state, second.phase) == ("OUT_OF_MEMORY", "ended")
     assert (third.nodes, third.started_at) == ("", None)
+
+
+@pytest.mark.slow
+def test_job_that_the_controller_has_forgotten_is_known_by_accounting(
+    fresh_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = fresh_cluster(1, accounting=True, extra="MinJobAge=2")
+    monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+    failed = cluster.submit("exit 3")
+    cancelled = cluster.submit("sleep 100")
+    cluster.wait_for(failed)
+    cluster.wait_for(cancelled, "RUNNING")
+    cluster.run("scancel", cancelled)
+    jobs = [failed, cancelled]
+    for _ in polling(200, every_s=1):  # the controller forgets once a minute
+        if not look_up(jobs).jobs:
+            break
+    assert look_up(jobs) == Lookup()
+    assert look_up(jobs, ever=[failed]).jobs.keys() == {failed}
+    found = look_up(jobs, ever=jobs).jobs
+    assert (found[failed].state, found[failed].exit_code) == ("FAILED", 3)
+    assert (found[cancelled].state, found[cancelled].cancelled_by) == ("CANCELLED", "0")
+    assert found[cancelled].nodes == "node1"
+    assert found[cancelled].ended_at is not None
 
 
 def test_lines_that_are_no_jobs_are_left_out() -> None:

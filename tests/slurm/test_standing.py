@@ -140,6 +140,7 @@ def test_stopped_training_is_no_failure() -> None:
         "train 12: stopped: as asked (the stop file)",
         "merge 13: cancelled, since train (12) stopped: as asked (the stop file)",
     ]
+    assert lines(slurm(12, "FAILED", exit_code=75))[0] == "train 12: stopped"
 
 
 def test_requeued_job_waits_whatever_its_last_start_has_said() -> None:

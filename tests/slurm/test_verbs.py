@@ -19,10 +19,11 @@ from sailplan.checkpoint.layout import quick_latest
 from sailplan.run.paths import RunPaths
 from sailplan.supervise.runs import look_at
 from tests.cli.test_main import sailplan
+from tests.slurm import runs
 from tests.slurm.cluster import Cluster
 from tests.slurm.cluster.cluster import polling
+from tests.slurm.runs import tiny_run
 from tests.slurm.submitted import steps, submit, train
-from tests.support.runs import run_file
 
 
 @pytest.fixture
@@ -81,6 +82,7 @@ def test_run_that_waits_is_told_followed_and_cancelled(asked: Cluster, paths: Ru
         (merge, "merge"),
     ]
     assert f"queued, {waits}" in sailplan("logs", name)[2]
+    assert f"merge {merge}: waits for train ({job})" in sailplan("logs", name, "--job", "merge")[2]
     assert waits in sailplan("watch", name, "--once")[1]
 
     with verb("logs", name, "-f") as follower:
@@ -132,11 +134,9 @@ def test_run_is_followed_over_a_requeue_until_it_is_finished(
 def test_run_that_trains_saves_and_stops_when_it_is_cancelled(
     asked: Cluster, tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
-    file = run_file(tmp_path, tiny_model("llama"), max_steps=100_000, save_steps=50_000)
-    paths = RunPaths(tmp_path / "run")
-    words = [sys.executable, "-m", "sailplan", "train", str(file), "--no-preflight"]
-    job = train(asked, paths, shlex.join(words))
-    merge = submit(asked, paths, "merge", "true", after=job)
+    file = tiny_run(tmp_path, tiny_model("llama"), max_steps=100_000, save_steps=50_000)
+    run = runs.submit(asked, file, "--then", "merge", output_dir=tmp_path / "run")
+    paths, job, merge = run.paths, run.train, run.jobs["merge"]
     wait_for_step(paths, 2)
     (running,) = json.loads(sailplan("runs", ".", "--json")[1])
     assert (running["state"], running["jobs"][0]["nodes"]) == ("running", "node1")
@@ -145,17 +145,21 @@ def test_run_that_trains_saves_and_stops_when_it_is_cancelled(
 
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == f"the run is asked to save and to stop ({Path('run/STOP')})"
-    assert lines[1] == f"train {job} then ends, and is not queued again"
-    assert lines[2] == f"cancelled merge {merge}, which waited"
-    assert re.match(r"stopped at step [\d,]+ of 100,000: asked by the stop file; ", lines[-1])
+    assert lines[:3] == [
+        f"the run is asked to save and to stop ({Path('run/STOP')})",
+        f"train {job} then ends, and is not queued again",
+        f"cancelled merge {merge}, which waited",
+    ]
+    assert re.match(r"stopped at step [\d,]+ of 100,000: ", lines[-1])
+    assert lines[-1].endswith("; `sailplan submit run` goes on")
     one = look_at(paths.path)
     whole = quick_latest(paths.checkpoints())
-    assert whole is not None
-    assert whole.name == f"checkpoint-{one.step}"
-    assert asked.wait_for(job)["Restarts"] == "0"
-    assert (paths.path / "code").read_text() == "75\n"
+    assert whole == paths.checkpoint(one.step or 0)
+    record = asked.wait_for(job)
+    assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "75:0", "0")
     assert not paths.stop_file.exists()
+    told = sailplan("runs", ".")[1]
+    assert f"merge {merge}  run: cancelled, since train ({job}) stopped: " in told
 
 
 def test_run_is_ended_at_once_with_all_that_follows(asked: Cluster, paths: RunPaths) -> None:

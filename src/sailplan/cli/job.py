@@ -52,7 +52,7 @@ def _note(here: Inside, moment: str, code: int) -> str:
     if moment == "begin":
         here.begin()
     else:
-        here.end(code)
+        here.end(code, here.last_error() if code else "")
     return ""
 
 
@@ -62,12 +62,15 @@ def _before_training(here: Inside, max_restarts: int) -> str:
     Raises:
         SailplanError: There is to be none.
     """
-    from sailplan.errors import SailplanError
+    from sailplan.errors import SailplanError, StoppedError
     from sailplan.run.config import Run
     from sailplan.run.finished import finished
     from sailplan.supervise.job import TrainingJob
 
     here.begin()
+    if here.is_cancelled:  # while Slurm queued it again
+        here.end(StoppedError.exit_code, "cancelled")
+        raise StoppedError("job cancelled", todo="`sailplan submit` goes on with the run")
     run = Run.from_file(here.paths.run_file)
     done = finished(run)
     if done is not None:
@@ -106,7 +109,8 @@ def _after_training(here: Inside, max_restarts: int, code: int, *, asked: bool) 
         changed=settled_before(run, machine)[0],
     )
     training = TrainingJob.of(run, here, max_restarts=max_restarts)
-    word = training.end(attempts, code, asked=asked)
+    # What a user wants to end does not come back, whoever else has asked it to stop.
+    word = training.end(attempts, code, asked=asked and not here.is_cancelled)
     if word in ("finished", "stopped", "failed"):
         state = read_state(here.paths.state_file)
         here.end((state.exit_code or 0) if state else code, state.why if state else "")

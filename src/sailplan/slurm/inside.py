@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sailplan.errors import SlurmError
 from sailplan.run.paths import RunPaths
-from sailplan.slurm.jobs import KINDS, Job, JobEnd, Kind, forget_end, has_job, write_end, write_job
+from sailplan.slurm.jobs import (
+    KINDS,
+    Job,
+    JobEnd,
+    Kind,
+    forget_end,
+    has_job,
+    is_cancelled,
+    write_end,
+    write_job,
+)
+
+_ERROR = "error: "
+_TAIL_BYTES = 16 * 2**10
+"""What is read of a log's end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +56,22 @@ class Inside:
             OSError: The run's directory cannot be written.
         """
         write_end(self.paths, self.job_id, JobEnd(exit_code=exit_code, why=why))
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a user wants it to end for good."""
+        return is_cancelled(self.paths, self.job_id)
+
+    def last_error(self) -> str:
+        """Returns the last error that its work has printed, in a line; empty where it has none."""
+        try:
+            with self.paths.job_log(self.kind, self.job_id).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                lines = file.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+        return errors[-1] if errors else ""
 
 
 def inside(kind: str, directory: Path, environment: Mapping[str, str]) -> Inside:

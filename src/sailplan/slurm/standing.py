@@ -186,6 +186,8 @@ def _ended(
         return _standing(job, "finished", "finished", queued=queued, end=end)
     if queued.state == "CANCELLED" and end is None:
         return _cancelled(job, before, queued)
+    if queued.state == "FAILED" and end is None and queued.exit_code == StoppedError.exit_code:
+        end = JobEnd(exit_code=StoppedError.exit_code, ended_at=queued.ended_at or 0.0)
     if queued.state == "FAILED" and end is not None:
         return _by_its_own_word(job, end, queued)
     of = f" of {queued.time_limit}" if queued.time_limit else ""
@@ -237,8 +239,9 @@ def _by_its_own_word(job: Job, end: JobEnd, queued: QueuedJob | None = None) -> 
     if end.exit_code == 0:
         return _standing(job, "finished", "finished", queued=queued, end=end)
     state: State = "stopped" if end.exit_code == StoppedError.exit_code else "failed"
-    why = end.why or f"exit code {end.exit_code}"
-    return _standing(job, state, f"{state}: {why}", why=why, queued=queued, end=end)
+    why = end.why or ("" if state == "stopped" else f"exit code {end.exit_code}")
+    words = f"{state}: {why}" if why else state
+    return _standing(job, state, words, why=why, queued=queued, end=end)
 
 
 def _exit_words(queued: QueuedJob) -> str:

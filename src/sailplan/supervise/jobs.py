@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sailplan.run.failure import read_failures
 from sailplan.run.paths import RunPaths
-from sailplan.run.state import RunState
+from sailplan.run.state import RunState, read_state
 from sailplan.slurm.queue import Lookup
 from sailplan.slurm.standing import Chain, JobStanding, look_up_all, read_chain, standings
 from sailplan.supervise.alive import is_here, lives
@@ -20,6 +20,9 @@ from sailplan.supervise.stands import Standing
 
 ASK_EVERY_S = 5.0
 """Who follows a run asks Slurm so often: its controller serves many."""
+
+ASK_SOON_S = 1.0
+"""And so often for the moment in which it is decided what becomes of a job."""
 
 ASK_AGAIN_S = 30.0
 """And so often where it has not answered."""
@@ -141,18 +144,31 @@ class JobWatch:
     paths: RunPaths
     _chain: Chain | None = None
     _lookup: Lookup = field(default_factory=Lookup)
-    _ask_at: float = 0.0
+    _asked_at: float = 0.0
+    _has_trouble: bool = False
 
     def look(self) -> tuple[JobStanding, ...]:
         """Returns how the jobs stand; Slurm's last answer counts for some seconds."""
         chain = read_chain(self.paths)
         if not chain.jobs:
             return ()
+        found = standings(chain, self._lookup)
         is_new = chain != self._chain  # a job has been submitted, has begun again or has ended
-        if is_new or time.monotonic() >= self._ask_at:
+        every_s = ASK_SOON_S if self._is_decided_soon(found) else ASK_EVERY_S
+        since_s = time.monotonic() - self._asked_at
+        if is_new or since_s >= (ASK_AGAIN_S if self._has_trouble else every_s):
             answer = look_up_all([chain])
             if not answer.trouble or not self._lookup.jobs:  # else its last word is the best
                 self._lookup = answer
-            self._ask_at = time.monotonic() + (ASK_AGAIN_S if answer.trouble else ASK_EVERY_S)
+            self._has_trouble, self._asked_at = bool(answer.trouble), time.monotonic()
+            found = standings(chain, self._lookup)
         self._chain = chain
-        return standings(chain, self._lookup)
+        return found
+
+    def _is_decided_soon(self, found: Sequence[JobStanding]) -> bool:
+        """Says whether the ranks have left a job that has not ended: it may be queued again."""
+        job = training_of(found)
+        if job is None or job.state != "running":
+            return False
+        state = read_state(self.paths.state_file)
+        return state is not None and state.state in ("stopped", "failed")

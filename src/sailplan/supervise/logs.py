@@ -100,7 +100,8 @@ def print_log(directory: Path, wanted: Wanted, *, num_lines: int | None) -> None
     paths = RunPaths(directory)
     path = log_of(paths, one.jobs, wanted)
     if not path.is_file():
-        raise OutputError(f"there is no {path} yet", allowed=_others(paths), todo=_standing(one))
+        todo = _standing(one, wanted)
+        raise OutputError(f"there is no {path} yet", allowed=_others(paths), todo=todo)
     for line in _lines(path, 0 if num_lines is None else start_of_last(path, num_lines)):
         print(shown(line))
 
@@ -171,9 +172,9 @@ def _is_over(one: RunSummary, wanted: Wanted) -> bool:
     return _job_of(one.jobs, wanted.kind).state not in ("waiting", "running")
 
 
-def _standing(one: RunSummary, wanted: Wanted | None = None) -> str:
+def _standing(one: RunSummary, wanted: Wanted) -> str:
     """Says how a run stands, or the job that is meant; without what changes all the time."""
-    if wanted is not None and wanted.kind not in (None, "train"):
+    if wanted.kind not in (None, "train"):
         job = _job_of(one.jobs, wanted.kind)
         return f"{job.kind} {job.job_id}: {job.why or job.state}"
     why = f", {one.why}" if one.why else ""
