@@ -146,6 +146,7 @@ def test_command_is_understood(here: Path, block: Block, command: list[str]) -> 
         if word.endswith(".yaml") and not (ROOT / word).is_file():
             written = [other.text for other in blocks(block.page) if other.kind == "yaml"]
             text = written[0] if written else "model_name_or_path: a/b\n"
+            (here / word).parent.mkdir(parents=True, exist_ok=True)
             (here / word).write_text(text)
             for data in re.findall(r"^dataset_name: (\S+\.jsonl)$", text, re.MULTILINE):
                 (here / data).write_text('{"text": "one row"}\n')

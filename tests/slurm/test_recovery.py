@@ -144,7 +144,10 @@ def test_run_whose_nodes_crash_in_a_step_and_in_a_save_comes_back(
     cluster = fresh_cluster(2, extra="SlurmdTimeout=5")
     file = tiny_run(tmp_path, tiny_model("llama"))
     disturbances = [(STEP, 4, first_node_crashes), (SAVE, 6, second_node_crashes)]
-    assert comes_back(cluster, file, disturbances, undisturbed) == ["lost", "lost", "finished"]
+    first, second, last = comes_back(cluster, file, disturbances, undisturbed)
+    # Where the script's own node is left, Slurm has told it that the job ends.
+    assert (first, last) == ("lost", "finished")
+    assert second in ("lost", "interrupted")
 
 
 @pytest.mark.slow
