@@ -215,3 +215,13 @@ def test_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> No
 
     with pytest.raises(CheckpointError, match="reaches beyond its storage of 24 bytes"):
         read(tmp_path / "file.pt")
+
+
+def test_member_of_an_enumeration_is_read_as_older_pythons_write_it(save: Any) -> None:
+    from transformers.trainer_utils import IntervalStrategy
+
+    # Python before 3.11.4 pickles a member as this call.
+    found = read(save({"when": Evil(getattr, IntervalStrategy, "STEPS")}))["when"]
+
+    assert found.qualified_name == "transformers.trainer_utils.IntervalStrategy"
+    assert found.args == ("STEPS",)

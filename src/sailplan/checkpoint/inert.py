@@ -133,6 +133,7 @@ class InertUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v3"): self._typed_tensor,
+            ("builtins", "getattr"): self._member,
             ("torch._utils", "_rebuild_parameter"): _first,
             ("torch._utils", "_rebuild_parameter_with_state"): _first,
             ("torch._tensor", "_rebuild_from_type_v2"): lambda make, _kind, args, _state: make(
@@ -157,11 +158,24 @@ class InertUnpickler(pickle.Unpickler):
             return name
         if module.partition(".")[0] in _TRUSTED_PACKAGES or known in _PLAIN_CLASSES:
             return type(name, (Inert,), {"qualified_name": f"{module}.{name}"})
-        raise CheckpointError(
-            f"{self._label} names {module}.{name}, which a checkpoint has no reason to call; "
+        raise self._refusal(f"{module}.{name}")
+
+    def _refusal(self, name: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._label} names {name}, which a checkpoint has no reason to call; "
             "nothing was run",
             todo="do not load it with torch.load either, and ask where it came from",
         )
+
+    def _member(self, owner: Any, name: Any) -> Inert:
+        """Returns what stands for a member of an enumeration, as Python before 3.11.4 writes it.
+
+        Raises:
+            CheckpointError: It is an attribute of anything else.
+        """
+        if not (isinstance(owner, type) and issubclass(owner, Inert) and isinstance(name, str)):
+            raise self._refusal("builtins.getattr")
+        return owner(name)
 
     def persistent_load(self, pid: Any) -> StoredTensor:
         """Returns a storage: `("storage", type, key, device, elements[, view])`."""

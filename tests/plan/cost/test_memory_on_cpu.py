@@ -90,10 +90,12 @@ def test_profile_counts_what_bitsandbytes_packs(tmp_path: Path, double: bool) ->
 
 
 def test_profile_counts_the_states_of_eight_bit_optimizers() -> None:
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim import AdamW8bit, GlobalOptimManager
 
     from sailplan.plan.cost.optimizers import state_bytes
 
+    # Another test's trainer may have told it which parameters keep 32 bits.
+    GlobalOptimManager.get_instance().initialize()
     layer = torch.nn.Linear(256, 64, bias=False)
     optimizer = AdamW8bit(layer.parameters())
     layer(torch.ones(1, 256)).sum().backward()

@@ -29,5 +29,6 @@ class _Finder(PathFinder):
         return super().find_spec(fullname, path, target)
 
 
-if os.environ.get("TESTS_SHOW_TRACKERS") != "1":
+# A worker of pytest has run this at its start, and imports it once more as a module.
+if os.environ.get("TESTS_SHOW_TRACKERS") != "1" and PathFinder in sys.meta_path:
     sys.meta_path[sys.meta_path.index(PathFinder)] = _Finder
