@@ -113,7 +113,7 @@ def comes_back(
     assert json.loads(run.paths.state_file.read_text())["state"] == "finished"
     attempts = read_attempts(run.paths.attempts_file)
     assert {one.job for one in attempts} == {run.train}
-    assert run.log().count("goes on from") == len(disturbances)
+    assert run.log().count(": goes on from") == len(disturbances)  # so the first rank says it
     return [one.kind for one in attempts]
 
 

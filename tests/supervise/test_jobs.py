@@ -37,6 +37,12 @@ def run(folder: Path, state: State | None, *train: jobs.JobStanding, **values: A
     return look_at(folder, train)
 
 
+@pytest.fixture(autouse=True)
+def clock_that_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps it as late as when the times of this file were made, however long others take."""
+    monkeypatch.setattr(time, "time", lambda: NOW)
+
+
 WAITS = job("waiting", "waits for jobs of a higher priority", restarts=1)
 RUNS = job("running", "running on node1", slurm_state="RUNNING", started_at=NOW - 600)
 RUNS_AGAIN = job("running", "running on node1", slurm_state="RUNNING", started_at=NOW - 10)
