@@ -60,7 +60,10 @@ def test_run_is_ended_at_once(tmp_path: Path, tiny_model: Callable[[str], Path])
         _, out, _ = sailplan("cancel", str(paths.path), "--now", "--wait")
         assert out.startswith(f"had process {process.pid}, its launcher, kill the ranks\n")
         assert process.wait(60) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-    assert not paths.checkpoint(look_at(paths.path).step or 0).exists()
+    one = look_at(paths.path)
+    assert one.state in ("failed", "killed")
+    # The first step's checkpoint may have been there before.
+    assert quick_latest(paths.checkpoints()) in (None, paths.checkpoint(1))
 
 
 def test_run_elsewhere_is_asked_and_cannot_be_killed_from_here(

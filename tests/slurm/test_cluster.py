@@ -203,10 +203,10 @@ def test_job_of_a_cluster_with_accounting_is_found_by_sacct(
     cluster = fresh_cluster(accounting=True)
     job = cluster.submit("srun false", *BOTH_NODES, user="nobody")
     cluster.wait_for(job, "FAILED")
-    asked = ("sacct", "-n", "-P", "-X", "-o", "UID,State,ExitCode,AllocTRES", "-j", str(job))
+    asked = ("sacct", "-n", "-P", "-X", "-o", "JobIDRaw,State,ExitCode,AllocTRES", "-j", str(job))
     assert holds(lambda: "|FAILED|" in cluster.run(*asked, user="nobody"))
     found = cluster.run(*asked).strip().split("|")
-    assert found[:3] == ["65534", "FAILED", "1:0"]
+    assert found[:3] == [str(job), "FAILED", "1:0"]
     assert "gres/gpu=16" in found[3]
 
 
