@@ -187,7 +187,8 @@ def test_run_that_always_fails_is_given_up_at_the_cap_and_says_why(
 ) -> None:
     file = tiny_run(tmp_path, tiny_model("llama"), slurm={"max_restarts": 1})
     broken = planted(what="fail_in_step", step=0, rank=0)
-    run = submit(cluster, file, output_dir=tmp_path / "run", environment=broken)
+    then = ("--then", "merge,compare")
+    run = submit(cluster, file, *then, output_dir=tmp_path / "run", environment=broken)
     record = run.wait("FAILED")
     assert record["Restarts"] == "1"
     attempts = read_attempts(run.paths.attempts_file)
@@ -196,6 +197,11 @@ def test_run_that_always_fails_is_given_up_at_the_cap_and_says_why(
     told = sailplan(cluster, "runs", tmp_path).stdout
     assert "failed" in told
     assert "the planted bug" in " ".join(told.split())
+    for kind in ("merge", "compare"):
+        run.wait("CANCELLED", kind=kind)
+    told = sailplan(cluster, "runs", tmp_path).stdout
+    assert f"merge {run.jobs['merge']}  run: cancelled, since train ({run.train}) failed" in told
+    assert f"compare {run.jobs['compare']}  run: cancelled, since merge" in told
 
 
 def test_run_without_memory_goes_on_in_the_same_job_with_the_next_plan(

@@ -105,6 +105,16 @@ def test_chain_of_a_finished_run_queues_the_rest_and_is_cancelled_where_a_link_f
     assert f"merge ({run.jobs['merge']}) failed" in told
 
 
+def test_comparison_that_fails_says_why(cluster: Cluster, finished_run: RunPaths) -> None:
+    (finished_run.path / "model.safetensors").write_bytes(b"no weights")
+    flags = ("--then", "compare", "--slurm.mem", "4G")
+    run = submit(cluster, finished_run.path, *flags, output_dir=finished_run.path)
+    run.wait("FAILED", kind="compare")
+    told = sailplan(cluster, "runs", finished_run.path).stdout
+    assert f"compare {run.jobs['compare']}" in told
+    assert "model.safetensors" in told
+
+
 def test_finished_run_is_not_trained_again(cluster: Cluster, finished_run: RunPaths) -> None:
     before = {path: path.stat().st_mtime_ns for path in files_below(finished_run.path)}
     done = sailplan(cluster, "submit", finished_run.path)
