@@ -7,11 +7,24 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import import_module
 from typing import Any
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Returns the version of each package that is installed; None of one that is not."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +19,7 @@ import psutil
 from sailplan import __version__
 from sailplan.errors import LaunchError, StoppedError
 from sailplan.hardware.detect import Machine
+from sailplan.imports import installed_versions
 from sailplan.launcher.command import Launch
 from sailplan.launcher.commit import commit_of
 from sailplan.plan.record import Plan
@@ -160,20 +160,13 @@ def environment_record(run: Run, launch: Launch, machine: Machine) -> dict[str, 
         **({"commit": commit} if commit else {}),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": installed_versions(PACKAGES),
         "machine": asdict(machine),
         "strategy": launch.strategy,
         "processes": launch.processes,
         "variables": dict(launch.env),
         "variables_of_the_run_file": sorted(run.environment()),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def carry_out(launch: Launch, environment: Mapping[str, str]) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ import xxhash
 
 from sailplan import __version__
 from sailplan.files import write_atomically
+from sailplan.imports import installed_versions
 from sailplan.records import from_json, to_json
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def keep(value: Any, key: str) -> None:
 
 
 def _path(kind: type, key: str) -> Path:
-    made_by = {"sailplan": [__version__, _sources()], **{name: _version(name) for name in PACKAGES}}
+    made_by = {"sailplan": [__version__, _sources()], **installed_versions(PACKAGES)}
     digest = xxhash.xxh3_128_hexdigest(f"{kind.__name__}\0{made_by}\0{key}".encode())
     return cache_folder() / f"{kind.__name__.lower()}-{digest}.json"
 
@@ -109,10 +109,3 @@ def _sources() -> list[tuple[str, int, int]]:
     files = [*sorted(room.rglob("*.py")), *(room.parent / name for name in _DEALING)]
     status = {str(path.relative_to(room.parent)): path.stat() for path in files}
     return [(name, found.st_size, found.st_mtime_ns) for name, found in status.items()]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -11,12 +11,12 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sailplan import __version__
 from sailplan.hardware.driver import read_driver
 from sailplan.hardware.xids import kernel_xids
+from sailplan.imports import installed_versions
 from sailplan.launcher.local import PACKAGES
 from sailplan.preflight.cluster.places import place_of
 from sailplan.preflight.cluster.records import (
@@ -75,13 +75,8 @@ def host() -> str:
 
 def software() -> dict[str, str | None]:
     """Returns the versions here of all that decides how a run goes; None of what is not here."""
-    found: dict[str, str | None] = {"Python": platform.python_version(), "sailplan": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    own = {"Python": platform.python_version(), "sailplan": __version__}
+    return {**own, **installed_versions(PACKAGES)}
 
 
 def _token(path: Path) -> str:
