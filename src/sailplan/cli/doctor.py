@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sailplan.cli.run_files import CONTEXT_SETTINGS as CONTEXT_SETTINGS
+from sailplan.cli.run_files import find_run_file
+
 if TYPE_CHECKING:
     from sailplan.preflight.doctor import Line
     from sailplan.preflight.finding import Mark
     from sailplan.run.config import Run
-
-CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Every field of a run file is a flag, as for `train`."""
 
 _COLOURS: dict[Mark, str] = {"ok": "green", "failed": "red", "not checked": "yellow"}
 
@@ -54,7 +54,6 @@ def doctor(
     With --cluster it checks a Slurm cluster, by a job of about a minute. Ends with exit code 5
     where anything is wrong.
     """
-    from sailplan.cli.run_files import find_run_file
     from sailplan.errors import RunFileError
     from sailplan.preflight.doctor import CHECKS, examine
     from sailplan.preflight.finding import Subject

@@ -144,14 +144,11 @@ def _fetch(run: Run) -> Run:
 
 
 def _scripts(found: Submission) -> dict[Path, str]:
-    from sailplan.slurm.profile import template_of
-    from sailplan.slurm.script import render
+    from sailplan.slurm.submit import script_of
 
-    texts = {}
-    for request in found.requests:
-        own = template_of(request.settings) if request.kind == "train" else None
-        texts[request.paths.job_script(request.kind)] = render(request, template=own)
-    return texts
+    return {
+        request.paths.job_script(request.kind): script_of(request) for request in found.requests
+    }
 
 
 def _show(found: Submission) -> None:

@@ -109,16 +109,17 @@ def ranks_alone(run: Run, machine: Machine) -> int:
 
 def on_cpu(run: Run, machine: Machine) -> bool:
     """Says whether a run trains on the CPU: asked to, or for want of a GPU."""
-    return _cpu_is_asked(run) or not machine.gpus.value
+    return cpu_is_asked(run) or not machine.gpus.value
 
 
-def _cpu_is_asked(run: Run) -> bool:
+def cpu_is_asked(run: Run) -> bool:
+    """Says whether a run asks to train on the CPU, in whichever of the three ways."""
     return bool(run.launch.cpu or run.get("use_cpu") or run.accelerate.get("cpu"))
 
 
 def _device_note(run: Run, machine: Machine) -> tuple[str, ...]:
     """Says why a run trains on the CPU where nobody asked for it."""
-    if _cpu_is_asked(run) or machine.gpus.value:
+    if cpu_is_asked(run) or machine.gpus.value:
         return ()
     return (f"training on the CPU: {machine.gpus.reason}",)
 
@@ -135,7 +136,7 @@ def _processes(run: Run, machine: Machine, *, on_cpu: bool) -> tuple[int, tuple[
         HardwareError: More are asked for than there are GPUs.
         RunFileError: What accelerate's flag asks for does not divide over the machines.
     """
-    asked = run.launch.gpus_per_node or _of_accelerate(run)
+    asked = run.launch.gpus_per_node or ranks_of_accelerate(run)
     if on_cpu:
         count = run.launch.processes or asked or 1
         cores = machine.cpu_cores.value
@@ -154,8 +155,15 @@ def _processes(run: Run, machine: Machine, *, on_cpu: bool) -> tuple[int, tuple[
     return asked or found, ()
 
 
-def _of_accelerate(run: Run) -> int | None:
-    """Returns the ranks of a machine by accelerate's flag, which counts all of them."""
+def ranks_of_accelerate(run: Run) -> int | None:
+    """Returns the ranks of a machine by accelerate's flag, which counts all of them.
+
+    Returns:
+        None where the flag is not written.
+
+    Raises:
+        RunFileError: They do not divide over the machines.
+    """
     count, nodes = run.accelerate.get("num_processes"), nodes_of(run)
     if not count:
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from sailplan.errors import HardwareError
 from sailplan.hardware.catalogue import find
 from sailplan.hardware.detect import Detected, Gpu, Machine
-from sailplan.launcher.strategy import nodes_of, on_cpu
+from sailplan.launcher.strategy import cpu_is_asked, ranks_of_accelerate
 from sailplan.preflight.ready import preparing
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
@@ -41,10 +41,15 @@ def on_cluster(run: Run, settings: SlurmBlock) -> Run:
         "gpu": run.launch.gpu or settings.gpu,
         "gpus_per_node": run.launch.gpus_per_node or settings.gpus_per_node,
     }
-    if run.launch.cpu or run.get("use_cpu"):
+    if cpu_is_asked(run):
         return run
     update = {name: value for name, value in of_cluster.items() if value is not None}
     return replace(run, launch=run.launch.model_copy(update=update))
+
+
+def on_nodes(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns what a job finds of an environment: which GPUs it sees, Slurm says on each node."""
+    return {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
 
 
 def node_of(run: Run, settings: SlurmBlock, here: Machine) -> Machine:
@@ -57,13 +62,17 @@ def node_of(run: Run, settings: SlurmBlock, here: Machine) -> Machine:
 
     Raises:
         HardwareError: Neither a GPU nor the CPU is asked for, or it is not in the catalogue.
+        RunFileError: The ranks do not divide over the nodes.
     """
     asked = settings.cpus_per_task
-    without = replace(here, gpus=Detected(value=(), reason="the run asks for none"))
-    if on_cpu(run, without) and (run.launch.cpu or run.get("use_cpu")):
+    if cpu_is_asked(run):
         cores = asked or run.launch.processes or run.launch.gpus_per_node or 1
-        return replace(without, cpu_cores=Detected(value=cores, reason="asked of Slurm"))
-    count = run.launch.gpus_per_node or _of_accelerate(run)
+        return replace(
+            here,
+            gpus=Detected(value=(), reason="the run asks for none"),
+            cpu_cores=Detected(value=cores, reason="asked of Slurm"),
+        )
+    count = run.launch.gpus_per_node or ranks_of_accelerate(run)
     if run.launch.gpu is None or count is None:
         lacking = "launch.gpu" if run.launch.gpu is None else "launch.gpus_per_node"
         raise HardwareError(
@@ -79,11 +88,6 @@ def node_of(run: Run, settings: SlurmBlock, here: Machine) -> Machine:
         gpus=Detected(value=gpus, reason="asked of Slurm"),
         cpu_cores=Detected(value=cores, reason="asked of Slurm"),
     )
-
-
-def _of_accelerate(run: Run) -> int | None:
-    count = run.accelerate.get("num_processes")
-    return int(count) // nodes_of(run) if count else None
 
 
 def submission(
@@ -113,9 +117,9 @@ def submission(
     node = node_of(run, settings, here)
     if not node.gpus.value and settings.cpus_per_gpu is None:
         settings = settings.model_copy(update={"cpus_per_task": node.cpu_cores.value})
-    # Slurm sets it anew on each node.
-    there = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
-    prepare = preparing(run, node, there, port=lambda: None, refuse=refuse, here=False)
+    prepare = preparing(
+        run, node, on_nodes(environment), port=lambda: None, refuse=refuse, here=False
+    )
     changed, why = settled_before(run, node)
     ready = prepare(changed)
     offline_variables = {"HF_HUB_OFFLINE": "1"} if offline else {}
@@ -148,7 +152,7 @@ def _command(kind: Kind, paths: RunDirectory, ready: Ready, *, merged: bool) -> 
     """Returns what a job runs; of training what comes after `accelerate`."""
     if kind == "train":
         return ready.launch.argv[1:]
-    run, output = str(paths.path), str(paths.path / "merged")
+    run, output = str(paths.path), str(paths.merged)
     sailplan = ("python", "-m", "sailplan", kind, run)
     if kind == "merge":
         return (*sailplan, "--output", output)

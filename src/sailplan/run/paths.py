@@ -114,6 +114,11 @@ class RunPaths:
         return self.path / "report.html"
 
     @property
+    def merged(self) -> Path:
+        """One Hugging Face model of what was saved, where nobody names another place."""
+        return self.path / "merged"
+
+    @property
     def state_file(self) -> Path:
         """How the run stands: running, stopped, finished or failed, and why."""
         return self.path / "state.json"

@@ -20,7 +20,6 @@ _JOB_ID = re.compile(r"(\d+)")
 def slurm(
     *command: str,
     environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> str:
     """Runs one of Slurm's commands and returns what it prints.
@@ -28,26 +27,23 @@ def slurm(
     Args:
         command: Its name and its arguments.
         environment: Its variables; this process's where not given.
-        folder: Where it runs; here where not given.
         timeout_s: How long it may take.
 
     Raises:
         SlurmError: It is not here, fails, or takes too long.
     """
-    return _run(command, environment, folder, timeout_s).stdout
+    return _run(command, environment, timeout_s).stdout
 
 
 def _run(
     command: Sequence[str],
     environment: Mapping[str, str] | None,
-    folder: Path | None,
     timeout_s: float,
 ) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             command,
             env=dict(os.environ if environment is None else environment),
-            cwd=folder,
             capture_output=True,
             text=True,
             errors="replace",
@@ -78,7 +74,7 @@ def try_out(script: Path, *, environment: Mapping[str, str] | None = None) -> st
         SlurmError: It would not.
     """
     command = ("sbatch", "--test-only", str(script.absolute()))
-    return _run(command, environment, None, TIMEOUT_S).stderr  # it says it there, and only there
+    return _run(command, environment, TIMEOUT_S).stderr  # it says it there, and only there
 
 
 def _why(errors: str) -> str:
@@ -92,7 +88,6 @@ def sbatch(
     *,
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
 ) -> int:
     """Submits a script and returns the job's id.
 
@@ -100,13 +95,12 @@ def sbatch(
         script: Its file.
         options: Options of sbatch beside the script's own.
         environment: What the job finds in its environment; this process's where not given.
-        folder: The job's working directory; here where not given.
 
     Raises:
         SlurmError: Slurm refuses it.
     """
     command = ("sbatch", "--parsable", *options, str(script.absolute()))
-    answer = slurm(*command, environment=environment, folder=folder)
+    answer = slurm(*command, environment=environment)
     found = _JOB_ID.search(answer.splitlines()[-1] if answer else "")
     if found is None:
         raise SlurmError(f"sbatch answered {answer.strip()!r}, with no job's id in it")

@@ -9,10 +9,11 @@ from contextlib import suppress
 
 from sailplan.errors import SlurmError
 from sailplan.run.paths import RunPaths
-from sailplan.slurm.commands import sbatch, slurm
+from sailplan.slurm.commands import sbatch, slurm, try_out
 from sailplan.slurm.jobs import Job, jobs_of, write_job
+from sailplan.slurm.profile import template_of
 from sailplan.slurm.queue import look_up
-from sailplan.slurm.script import JobRequest
+from sailplan.slurm.script import JobRequest, render
 
 
 def refuse_queued(paths: RunPaths) -> None:
@@ -31,6 +32,16 @@ def refuse_queued(paths: RunPaths) -> None:
         )
 
 
+def script_of(request: JobRequest) -> str:
+    """Returns a job's script; a user's own template is for training alone.
+
+    Raises:
+        RunFileError: The template cannot be read, or is none.
+    """
+    own = template_of(request.settings) if request.kind == "train" else None
+    return render(request, template=own)
+
+
 def prove(requests: Sequence[JobRequest], environment: Mapping[str, str]) -> None:
     """Asks Slurm whether it would take the scripts, which are written, without submitting them.
 
@@ -40,7 +51,7 @@ def prove(requests: Sequence[JobRequest], environment: Mapping[str, str]) -> Non
     for request in requests:
         script = request.paths.job_script(request.kind)
         try:
-            slurm("sbatch", "--test-only", str(script), environment=environment)
+            try_out(script, environment=environment)
         except SlurmError as error:
             got = f"Slurm would not take the {request.kind} job: {error.got}"
             raise SlurmError(got, todo=f"see {script}; its options come from `slurm:`") from None

@@ -86,11 +86,12 @@ class TrainingJob:
         """
         paths = self.directory
         self._note_lost()
-        fruitless = num_fruitless(self._of_this_job())
+        launches = self._of_this_job()
+        fruitless = num_fruitless(launches)
         if fruitless > self.max_restarts:
             raise TrainingError(
                 f"{fruitless} launches in a row failed without a newer checkpoint, and "
-                f"max_restarts is {self.max_restarts}; the last: {self._of_this_job()[-1].error}",
+                f"max_restarts is {self.max_restarts}; the last: {launches[-1].error}",
                 todo="put right what failed, and submit the run again",
             )
         paths.stop_file.unlink(missing_ok=True)  # it was for an earlier launch

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from sailplan.errors import CheckpointError, TrainingError
+from sailplan.run.paths import RunPaths
 from sailplan.train.saving.weights import (
     ADAPTER,
     check_model_names,
@@ -71,7 +72,7 @@ def _sharded(folder: Path) -> str:
     """Says how the shards become a model, where no rank was to hold the whole."""
     if not (folder / "zero_to_fp32.py").is_file():
         raise CheckpointError(f"{folder} holds no weights")
-    merge = shlex.join(["sailplan", "merge", str(folder), "--output", str(folder / "merged")])
+    merge = shlex.join(["sailplan", "merge", str(folder), "--output", str(RunPaths(folder).merged)])
     return (
         f"saved in shards to {folder}, since the host has no room for the whole model or "
         f"save_sharded is set; merge them, which takes little memory: {merge}"

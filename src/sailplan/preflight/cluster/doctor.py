@@ -18,8 +18,7 @@ from sailplan.preflight.doctor import Line
 from sailplan.preflight.finding import Finding, failed, of_error, ok, unchecked
 from sailplan.run.slurm_block import SlurmBlock
 from sailplan.slurm.jobs import KINDS
-from sailplan.slurm.profile import template_of
-from sailplan.slurm.script import render
+from sailplan.slurm.submit import script_of
 
 NAMES = (
     "profile",
@@ -185,8 +184,7 @@ def _accepted(
     script = folder / f"{kind}.sbatch"
     try:
         request = next(one for one in asked.requests if one.kind == kind)
-        own = template_of(request.settings) if kind == "train" else None
-        script.write_text(render(request, template=own), encoding="utf-8")
+        script.write_text(script_of(request), encoding="utf-8")
     except SailplanError as error:
         return of_error(error)
     return controller.accepted(script, site.environment)

@@ -13,7 +13,7 @@ from sailplan.launcher.command import Launch, command
 from sailplan.launcher.strategy import nodes_of
 from sailplan.preflight.cluster.places import nearest
 from sailplan.preflight.smoke import KEPT
-from sailplan.preflight.submission import node_of, on_cluster, submission
+from sailplan.preflight.submission import node_of, on_cluster, on_nodes, submission
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
 from sailplan.run.paths import RunPaths
@@ -107,7 +107,7 @@ def smoke(site: Site, folder: Path, num_nodes: int, *, strategy: str | None) -> 
     """
     asked, machine = site.asked, node(site)
     toy = _toy(asked, machine, folder, num_nodes, strategy if site.run else "ddp")
-    there = {name: v for name, v in site.environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+    there = on_nodes(site.environment)
     launch = command(toy, machine, port=None, environment=there, module=RANKS_MODULE)
     ranks_per_node = launch.processes // launch.nodes
     own = {"time": _time(site.settings.time), "stop_before_s": 0}
