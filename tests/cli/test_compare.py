@@ -39,7 +39,10 @@ def lines(capsys: pytest.CaptureFixture[str], *tuned: str) -> list[str]:
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_table_has_values_change_interval_and_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_values_change_interval_and_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     shown = lines(capsys, "tuned")
     assert "exact match 25.0% 75.0% +50.0% [40.0%, 60.0%] better" in shown
     assert any("brackets: 95 % intervals" in line for line in shown)

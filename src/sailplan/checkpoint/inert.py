@@ -156,7 +156,7 @@ class InertUnpickler(pickle.Unpickler):
             return _HARMLESS[known]
         if module == "torch" and name in ITEM_BYTES:
             return name
-        if module.partition(".")[0] in _TRUSTED_PACKAGES or known in _PLAIN_CLASSES:
+        if _is_trusted(module) or known in _PLAIN_CLASSES:
             return type(name, (Inert,), {"qualified_name": f"{module}.{name}"})
         raise self._refusal(f"{module}.{name}")
 
@@ -173,7 +173,12 @@ class InertUnpickler(pickle.Unpickler):
         Raises:
             CheckpointError: It is an attribute of anything else.
         """
-        if not (isinstance(owner, type) and issubclass(owner, Inert) and isinstance(name, str)):
+        if not (
+            isinstance(owner, type)
+            and issubclass(owner, Inert)
+            and _is_trusted(owner.qualified_name)
+            and isinstance(name, str)
+        ):
             raise self._refusal("builtins.getattr")
         return owner(name)
 
@@ -237,3 +242,7 @@ class InertUnpickler(pickle.Unpickler):
 
 def _first(value: Any, *_: Any) -> Any:
     return value
+
+
+def _is_trusted(name: str) -> bool:
+    return name.partition(".")[0] in _TRUSTED_PACKAGES

@@ -132,11 +132,15 @@ def start_node(directory: Path, name: str, network: str) -> None:
         group = None
     more = ("--cgroup",) if group else ()
     arguments = (str(directory), name, network)
-    # What a crash leaves for the kernel to clear away in its own time.
-    subprocess.run(["ip", "link", "delete", name], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    remove_interface(name)
     switch = own_network()
     namespaced("node", *arguments, more=more, network=switch, group=group)
     os.close(switch)
+
+
+def remove_interface(name: str) -> None:
+    """Removes what a namespace's end leaves for the kernel to clear away in its own time."""
+    subprocess.run(["ip", "link", "delete", name], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
 
 
 def head(directory: Path, network: str, uplink: str, host: int) -> None:
@@ -208,6 +212,7 @@ def watch(directory: Path, network: str, uplink: str, owner: int) -> None:
     for child in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
     started.wait()
+    remove_interface(uplink)
     clean_up(directory)
 
 
