@@ -4,19 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPERATORS := $(VENV)/.operators
+# A line of results for each cell of the matrix.
+MATRIX := $(CURDIR)/build/matrix.jsonl
 # Files of tests side by side, each file in one process; tests/conftest.py says which run alone.
 SIDE_BY_SIDE := --alone without -n logical --maxprocesses 4 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 # What DeepSpeed compiles fits one environment: in a shared cache, another's is compiled over it.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo gallery test test-matrix test-wheel check bench clean help
+.PHONY: demo gallery test test-slow test-matrix test-wheel check bench clean help
 
 help:
 	@echo "make demo         the whole loop on this machine: draw data, train, compare, report (minutes)"
 	@echo "make gallery      the demo once more, and the pictures of docs/gallery.md of its report"
 	@echo "make test         the test suite"
-	@echo "make test-matrix  the slow tests as well"
+	@echo "make test-slow    the slow tests as well"
+	@echo "make test-matrix  every family by every method; writes what sailplan families shows"
 	@echo "make test-wheel   build the wheel, install it in a clean environment, run the demo from there"
 	@echo "make check        ruff and mypy"
 	@echo "make bench        the benchmarks, each against its peer"
@@ -45,9 +48,15 @@ test: $(OPERATORS)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
 	$(BIN)/python -m pytest --alone only -m "not slow and not gpu"
 
-test-matrix: $(OPERATORS)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu" --timeout 1200
+test-slow: $(OPERATORS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu" --ignore tests/matrix --timeout 1200
 	$(BIN)/python -m pytest --alone only -m "not gpu" --timeout 1200
+
+test-matrix: $(OPERATORS)
+	rm -f $(MATRIX) && mkdir -p $(dir $(MATRIX))
+	SAILPLAN_MATRIX=$(MATRIX) $(BIN)/python -m pytest tests/matrix -n logical --maxprocesses 2 \
+		--dist loadgroup -m "not gpu" --timeout 900
+	$(BIN)/python -m tests.matrix.record $(MATRIX)
 
 test-wheel: $(READY)
 	bash tests/wheel.sh $(BIN)/python

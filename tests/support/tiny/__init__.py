@@ -30,7 +30,7 @@ __all__ = (
 FAMILIES = ("qwen2_vl", "llava", "pixtral", "mllama", "llama")
 """What the tests of everything run on."""
 VISION_FAMILIES = FAMILIES[:-1]
-TEXT_FAMILIES = ("llama", "qwen3")
+TEXT_FAMILIES = ("llama", "qwen3", "mistral", "gemma3_text", "qwen3_moe")
 MORE_FAMILIES = tuple(more_families.BUILDERS)
 """What the tests of images and labels run on besides; all of them see images."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import (
     CLIPVisionConfig,
+    Gemma3TextConfig,
     LlamaConfig,
     LlavaConfig,
     MistralConfig,
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
@@ -34,6 +36,17 @@ def text_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def gemma3_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What Gemma 3's tiny language model is built with, with images and without."""
+    return {
+        **text_settings(tokenizer),
+        "head_dim": HIDDEN // 4,
+        "query_pre_attn_scalar": HIDDEN // 4,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
     }
 
 
@@ -172,6 +185,20 @@ def _qwen3(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     return Qwen3Config(**text_settings(tokenizer), head_dim=HIDDEN // 4), tokenizer
 
 
+def _qwen3_moe(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Qwen3MoeConfig(**text_settings(tokenizer), head_dim=HIDDEN // 4, **experts), tokenizer
+
+
+def _mistral(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    config = MistralConfig(**text_settings(tokenizer), head_dim=HIDDEN // 4, sliding_window=None)
+    return config, tokenizer
+
+
+def _gemma3_text(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    return Gemma3TextConfig(**gemma3_settings(tokenizer)), tokenizer
+
+
 BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], tuple[Any, Any]]] = {
     "qwen2_vl": _qwen2_vl,
     "llava": _llava,
@@ -179,6 +206,9 @@ BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], tuple[Any, Any]]] = {
     "mllama": _mllama,
     "llama": _llama,
     "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
+    "mistral": _mistral,
+    "gemma3_text": _gemma3_text,
 }
 
 TEMPLATES = {
@@ -188,4 +218,7 @@ TEMPLATES = {
     "mllama": "llama3.2_vision",
     "llama": "llama3.2",
     "qwen3": "qwen2_vl",  # ChatML, as Qwen3's own where nothing is thought
+    "qwen3_moe": "qwen2_vl",
+    "mistral": "mistral3",
+    "gemma3_text": "gemma3",
 }

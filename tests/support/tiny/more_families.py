@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tiny.families import HIDDEN, text_settings
+from tests.support.tiny.families import HIDDEN, gemma3_settings, text_settings
 
 _Built = tuple[Any, Any]
 
@@ -170,13 +170,7 @@ def _gemma3(tokenizer: PreTrainedTokenizerFast) -> _Built:
         vision_config=transformers.SiglipVisionConfig(
             **_TOWER, image_size=56, patch_size=14, vision_use_head=False
         ),
-        text_config=transformers.Gemma3TextConfig(
-            **text_settings(tokenizer),
-            head_dim=16,
-            query_pre_attn_scalar=16,
-            sliding_window=16,
-            layer_types=["sliding_attention", "full_attention"],
-        ),
+        text_config=transformers.Gemma3TextConfig(**gemma3_settings(tokenizer)),
         mm_tokens_per_image=4,
         boi_token_index=ids("<start_of_image>"),
         eoi_token_index=ids("<end_of_image>"),

@@ -64,6 +64,7 @@ _QWEN_VL = _Vocabulary(
     eos="<|im_end|>",
     pad="<|endoftext|>",
 )
+_QWEN3 = _Vocabulary(special=_QWEN, eos="<|im_end|>", pad="<|endoftext|>")
 _LLAVA = _Vocabulary(
     special=("<unk>", "<s>", "</s>"),
     bos="<s>",
@@ -82,6 +83,22 @@ _MISTRAL = _Vocabulary(
     pad="<pad>",
     adds_bos=True,
 )
+_GEMMA3 = _Vocabulary(
+    special=(
+        *("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+        *("<start_of_image>", "<end_of_image>"),
+    ),
+    bos="<bos>",
+    eos="<eos>",
+    pad="<pad>",
+    adds_bos=True,
+    appended=("<image_soft_token>",),
+    named={
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    },
+)
 _VOCABULARIES = {
     "qwen2_vl": _QWEN_VL,
     "qwen2_5_vl": _QWEN_VL,
@@ -90,6 +107,7 @@ _VOCABULARIES = {
     "llava_next": _LLAVA,
     "pixtral": _MISTRAL,
     "mistral3": _MISTRAL,
+    "mistral": _MISTRAL,
     "mllama": _Vocabulary(
         special=_LLAMA3,
         bos="<|begin_of_text|>",
@@ -105,7 +123,8 @@ _VOCABULARIES = {
         pad="<|finetune_right_pad_id|>",
         adds_bos=True,
     ),
-    "qwen3": _Vocabulary(special=_QWEN, eos="<|im_end|>", pad="<|endoftext|>"),
+    "qwen3": _QWEN3,
+    "qwen3_moe": _QWEN3,
     "llava_onevision": _Vocabulary(
         special=_QWEN,
         eos="<|im_end|>",
@@ -146,22 +165,8 @@ _VOCABULARIES = {
         eos="<end_of_utterance>",
         pad="<|im_end|>",
     ),
-    "gemma3": _Vocabulary(
-        special=(
-            *("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
-            *("<start_of_image>", "<end_of_image>"),
-        ),
-        bos="<bos>",
-        eos="<eos>",
-        pad="<pad>",
-        adds_bos=True,
-        appended=("<image_soft_token>",),
-        named={
-            "boi_token": "<start_of_image>",
-            "eoi_token": "<end_of_image>",
-            "image_token": "<image_soft_token>",
-        },
-    ),
+    "gemma3": _GEMMA3,
+    "gemma3_text": _GEMMA3,
 }
 
 
