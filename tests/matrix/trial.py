@@ -139,6 +139,7 @@ def check_plan(values: Mapping[str, Any], file: Path, *, strategy: str, gpus: in
     """
     launch = {"gpu": "L4", "gpus_per_node": gpus, "strategy": strategy}
     on_gpus = {name: value for name, value in values.items() if name != "use_cpu"}
+    on_gpus["gradient_checkpointing"] = True  # left open, both ways would be simulated
     file.write_text(yaml.safe_dump({**on_gpus, "launch": launch}))
     run = Run.from_file(file)
     plan = plan_of(run, card_of(run, detect()), strategy=asked_strategy(run)[0])
