@@ -149,9 +149,17 @@ class Draft:
     def _attention(self, *, half: bool) -> str:
         import importlib.util
 
+        from sailplan.model.attention import check_masks
+        from sailplan.model.families import family_of
+        from sailplan.plan.simulation.depth import config_of
+
         written = self.run.get("attn_implementation")
+        family = family_of(config_of(self.model.config))
         if written not in (None, "auto"):
+            check_masks(str(written), family)
             return str(written)
+        if family.sees_both_ways:
+            return "sdpa"
         has_flash = importlib.util.find_spec("flash_attn") is not None
         return "flash_attention_2" if has_flash and half and self.gpu.bf16 else "sdpa"
 
