@@ -20,7 +20,7 @@ from sailplan.inspect.inspection import inspect_run
 from sailplan.merge.job import Options, prepare
 from sailplan.merge.output import carry_out
 from sailplan.run.config import Run
-from tests.support.compared import adapter_run, compared, texts
+from tests.support.compared import adapter_run, compared, here, texts
 from tests.support.held_out import encoded_rows
 from tests.support.launch import Entry, flags, losses
 from tests.support.rows import chat_rows, mixed_rows
@@ -127,6 +127,27 @@ def test_inspection_shows_what_is_trained_and_finds_nothing(base: Path, tmp_path
 
     assert found.findings == ()
     assert any("chat template: paligemma" in note for note in found.notes)
+
+
+@pytest.mark.usefixtures("datasets_cache")
+def test_published_model_is_planned_without_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAILPLAN_CACHE", str(tmp_path / "plans"))
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model_name_or_path: google/paligemma-3b-pt-224\n"
+        f"dataset_name: {chat_rows(tmp_path / 'data', 12)}\n"
+        f"output_dir: {tmp_path}/out\nuse_peft: true\nper_device_train_batch_size: 2\n"
+        "gradient_checkpointing: true\nlaunch: {gpu: L4}\n"
+    )
+
+    code, out, err = here("plan", str(file), "--json")
+
+    assert code == 0, err
+    plan = json.loads(out)
+    assert "cannot be packed" in out
+    assert plan["fits"] is True
 
 
 @pytest.mark.usefixtures("datasets_cache")

@@ -40,7 +40,7 @@ def choose_attention(
         RunFileError: Flash-attention is written for a family that it would compute wrongly.
     """
     if requested not in (None, "auto"):
-        check_masks(str(requested), family)
+        check_masks(str(requested), family.name, both_ways=family.sees_both_ways)
         return str(requested), "written in the run file"
     missing = _flash_obstacle(model_class, device, half_precision)
     if family.sees_both_ways:
@@ -52,17 +52,22 @@ def choose_attention(
     return "eager", f"no flash-attention: {missing}; the model does not support sdpa either"
 
 
-def check_masks(requested: str, family: Family) -> None:
+def check_masks(requested: str, name: str, *, both_ways: bool) -> None:
     """Refuses an implementation that would drop what the family needs of its masks.
 
     transformers drops it without a word (5.23, `flash_attention_mask`).
 
+    Args:
+        requested: The run's `attn_implementation`.
+        name: The family's name.
+        both_ways: Whether some of its tokens attend to later ones.
+
     Raises:
-        RunFileError: It is flash-attention, and some tokens attend to later ones.
+        RunFileError: They do, and it is flash-attention.
     """
-    if family.sees_both_ways and requested.startswith("flash"):
+    if both_ways and requested.startswith("flash"):
         raise RunFileError(
-            f"attn_implementation {requested} for {family.name}: {_CAUSAL}",
+            f"attn_implementation {requested} for {name}: {_CAUSAL}",
             allowed="sdpa, eager, or auto",
         )
 

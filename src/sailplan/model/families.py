@@ -169,7 +169,7 @@ def family_of(config: Any) -> Family:
         nested_images=name in _NESTED_IMAGES,
         pixels_by_row=name in _PIXELS_BY_ROW,
         packing_obstacle=_packing_obstacle(name, text),
-        sees_both_ways=_sees_both_ways(name, text),
+        sees_both_ways=sees_both_ways(name, _bidirectional(text)),
         prefix_lm=name in _PREFIX_LM,
         needs_images=name in _NEEDS_IMAGES,
         own_template=_OWN_TEMPLATES.get(name),
@@ -186,15 +186,25 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def _sees_both_ways(name: str, text: Any) -> bool:
-    # "vision" in some Gemma 4
-    return name in _SEE_BOTH_WAYS or bool(getattr(text, "use_bidirectional_attention", None))
+def sees_both_ways(name: str, bidirectional: Any) -> bool:
+    """Tells whether some tokens of a family attend to later ones.
+
+    Args:
+        name: The config's `model_type`.
+        bidirectional: What its language model's config says of `use_bidirectional_attention`:
+            "vision" in some Gemma 4.
+    """
+    return name in _SEE_BOTH_WAYS or bool(bidirectional)
+
+
+def _bidirectional(text: Any) -> Any:
+    return getattr(text, "use_bidirectional_attention", None)
 
 
 def _packing_obstacle(name: str, text: Any) -> str | None:
     if name in _UNPACKABLE:
         return _UNPACKABLE[name]
-    if _sees_both_ways(name, text):
+    if sees_both_ways(name, _bidirectional(text)):
         return _BOTH_WAYS
     kinds = {*(getattr(text, "layer_types", None) or ())} - _PLAIN_LAYERS
     if getattr(text, "attention_chunk_size", None):
