@@ -59,7 +59,7 @@ def read(run: Run) -> Model:
 
     config, processor = load_config(run), load_processor(run)
     family = family_of(config)
-    notes = complete_template(processor, chat=True)
+    notes = complete_template(processor, family, chat=True)
     auto_class, model_class = classes(config, name)
     with torch.device("meta"):
         model = auto_class.from_config(config)
