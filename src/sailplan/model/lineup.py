@@ -46,9 +46,7 @@ LINEUP: dict[str, Member] = {
     "qwen3_vl": Member(
         title="Qwen3-VL",
         hub="Qwen/Qwen3-VL-*",
-        models=tuple(
-            f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "30B-A3B", "32B")
-        ),
+        models=tuple(f"Qwen/Qwen3-VL-{size}-Instruct" for size in ("4B", "8B", "30B-A3B")),
         start="qwen3_vl_8b-qlora-1x24gb",
     ),
     "llava": Member(
@@ -87,7 +85,8 @@ LINEUP: dict[str, Member] = {
         title="Idefics3, SmolVLM",
         hub="HuggingFaceM4/Idefics3-*, HuggingFaceTB/SmolVLM-*",
         models=(
-            *(f"HuggingFaceTB/SmolVLM-{size}Instruct" for size in ("256M-", "500M-", "")),
+            "HuggingFaceTB/SmolVLM-256M-Instruct",
+            "HuggingFaceTB/SmolVLM-Instruct",
             "HuggingFaceM4/Idefics3-8B-Llama3",
         ),
         start="idefics3_8b-qlora-1x24gb",
@@ -95,10 +94,7 @@ LINEUP: dict[str, Member] = {
     "smolvlm": Member(
         title="SmolVLM2",
         hub="HuggingFaceTB/SmolVLM2-*",
-        models=tuple(
-            f"HuggingFaceTB/SmolVLM2-{size}-Instruct"
-            for size in ("256M-Video", "500M-Video", "2.2B")
-        ),
+        models=tuple(f"HuggingFaceTB/SmolVLM2-{size}-Instruct" for size in ("500M-Video", "2.2B")),
         start="smolvlm2_2_2b-lora-1x24gb",
     ),
     "gemma3": Member(
@@ -123,7 +119,7 @@ LINEUP: dict[str, Member] = {
     "paligemma": Member(
         title="PaliGemma",
         hub="google/paligemma-*, google/paligemma2-*",
-        models=("google/paligemma-3b-pt-224", "google/paligemma-3b-pt-448"),
+        models=("google/paligemma-3b-pt-448",),
         start="paligemma_3b-lora-1x24gb",
         quirks=("Every row needs a picture: rows of text alone are refused.",),
     ),
@@ -136,28 +132,25 @@ LINEUP: dict[str, Member] = {
     "llama": Member(
         title="Llama",
         hub="meta-llama/Llama-*, HuggingFaceTB/SmolLM2-*, huggyllama/llama-*",
-        models=(
-            "HuggingFaceTB/SmolLM2-135M",
-            *(f"meta-llama/Llama-{size}" for size in ("3.2-1B", "3.2-3B", "3.1-8B", "3.1-70B")),
-        ),
+        models=tuple(f"meta-llama/Llama-{size}" for size in ("3.2-1B", "3.1-8B", "3.1-70B")),
         start="llama_3_1_8b-qlora-1x24gb",
     ),
     "qwen3": Member(
         title="Qwen3",
         hub="Qwen/Qwen3-*B",
-        models=tuple(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")),
+        models=tuple(f"Qwen/Qwen3-{size}" for size in ("0.6B", "8B", "32B")),
         start="qwen3_8b-qlora-1x24gb",
     ),
     "mistral": Member(
         title="Mistral",
         hub="mistralai/Mistral-7B-*",
-        models=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-v0.3"),
+        models=("mistralai/Mistral-7B-v0.3",),
         start="mistral_7b-qlora-1x24gb",
     ),
     "gemma3_text": Member(
         title="Gemma-3, text",
         hub="google/gemma-3-270m-*, google/gemma-3-1b-*",
-        models=("google/gemma-3-270m-it", "google/gemma-3-1b-it"),
+        models=("google/gemma-3-1b-it",),
         start="gemma_3_1b-full-1x24gb",
     ),
     "qwen3_moe": Member(
