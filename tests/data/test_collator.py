@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from sailplan.data.chat_template import ChatTemplate
 from sailplan.data.collator import Collator
@@ -228,3 +229,41 @@ def test_image_changed_after_counting_is_a_data_error(setting: Callable[[str], S
 
     with pytest.raises(DataError, match="an image was changed after its tokens were counted"):
         subject.collator()([row])
+
+
+# What TRL's collator makes of the same rows. Where this fails, ours may be worth less.
+
+
+def _by_trl(subject: Setting, size: tuple[int, int]) -> dict[str, Any]:
+    image = Image.open(io.BytesIO(_png(size)))
+    chat = [("user", "What is it?"), ("assistant", "A red square.")]
+    messages = [{"role": role, "content": text} for role, text in chat]
+    collate = DataCollatorForVisionLanguageModeling(subject.processor)
+    return dict(collate([{"images": [image], "messages": messages}]))
+
+
+def test_labels_of_trl_are_image_tokens_for_a_good_part_and_ours_never(
+    setting: Callable[[str], Setting],
+) -> None:
+    subject = setting("qwen2_vl")
+    image_id = subject.processor.image_token_id
+
+    theirs = _by_trl(subject, (300, 200))["labels"]
+    ours = subject.collator()([subject.row("What is it?", "A red square.", (300, 200))])["labels"]
+
+    assert (theirs == image_id).sum() / (theirs != UNTRAINED).sum() > 0.2
+    assert image_id in theirs
+    assert image_id not in ours
+
+
+def test_labels_of_trl_are_beyond_the_vocabulary_of_mllama_and_ours_within(
+    setting: Callable[[str], Setting],
+) -> None:
+    subject = setting("mllama")
+
+    with pytest.raises(IndexError, match="out of bounds"):
+        subject.model()(**_by_trl(subject, (60, 60)))
+
+    ours = subject.collator()([subject.row("What is it?", "A red square.", (60, 60))])
+    assert ours["labels"].max() < subject.family.vocabulary_size
+    assert subject.model()(**ours).loss.isfinite()

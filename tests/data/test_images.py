@@ -11,9 +11,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
+from transformers.image_utils import load_image
 
 from sailplan.data.images import PIXEL_LIMIT, ImageOpener, image_opener
 from sailplan.data.remote import fetch
@@ -77,6 +79,18 @@ def test_open_and_size_follow_exif_orientation(kind: str, orientation: int) -> N
     assert opened.size == ((37, 61) if orientation >= 5 else (61, 37))
     assert BYTES_ONLY.size(embedded(data)) == opened.size
     assert np.array_equal(np.asarray(opened), np.asarray(expected))
+
+
+def test_size_that_pillow_reads_knows_no_orientation_while_readers_apply_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(noise(), "JPEG", exif=exif)
+    feature = datasets.Image()
+
+    assert Image.open(io.BytesIO(data)).size == (61, 37)
+    assert load_image(Image.open(io.BytesIO(data))).size == (37, 61)
+    assert feature.decode_example({"path": None, "bytes": data}).size == (37, 61)
+    assert BYTES_ONLY.size(embedded(data)) == (37, 61)
 
 
 def test_size_of_cut_off_image_reads_the_header_alone() -> None:

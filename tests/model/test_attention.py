@@ -6,6 +6,8 @@ import importlib.util
 import re
 
 import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     Gemma3Config,
     LlamaConfig,
@@ -79,3 +81,10 @@ def test_attention_of_a_model_without_sdpa_is_eager() -> None:
 
     assert choice == "eager"
     assert "does not support sdpa" in why
+
+
+def test_flex_attention_has_no_backward_on_a_cpu() -> None:
+    query = torch.zeros(1, 1, 8, 16, requires_grad=True)
+
+    with pytest.raises(NotImplementedError, match="backward on CPU"):
+        flex_attention(query, query, query)

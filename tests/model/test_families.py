@@ -14,6 +14,8 @@ from PIL import Image
 from sailplan.model.families import family_of
 from tests.support.tiny import FAMILIES, VISION_FAMILIES, build_tokenizer
 
+TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+
 
 def _load(folder: Path) -> tuple[Any, Any]:
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
@@ -91,6 +93,17 @@ def test_unused_parameters_are_those_without_gradient(
         ("llava", ["<image>"]),
         ("pixtral", ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]),
         ("mllama", ["<|image|>"]),
+        ("llava_onevision", ["<image>", "<video>"]),
+        ("idefics3", ["<fake_token_around_image>", "<global-img>", "<image>", *TILES]),
+        ("internvl", ["</img>", "<IMG_CONTEXT>", "<img>", "<video>"]),
+        ("gemma3", ["<end_of_image>", "<image_soft_token>", "<start_of_image>"]),
+        (
+            "molmo2",
+            [
+                *("<frame_end>", "<frame_start>", "<im_col>", "<im_end>", "<im_low>"),
+                *("<im_patch>", "<im_start>", "<low_res_im_start>", "<|image|>", "<|video|>"),
+            ],
+        ),
         ("llama", []),
     ],
 )

@@ -103,6 +103,49 @@ def test_row_under_a_sliding_window_is_its_samples(
     assert_row_is_its_samples(model, drawn(*lengths))
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"attention_mask": torch.ones(1, 20, dtype=torch.long)},
+        {"use_cache": True},
+        {"position_ids": torch.arange(20)[None]},
+    ],
+    ids=["mask", "cache", "positions"],
+)
+def test_row_under_stock_attention_is_its_samples_without_mask_and_cache_alone(
+    broken: dict[str, Any],
+) -> None:
+    """Why batches have no mask, and nothing is cached: transformers then sees one long sample."""
+    model = build("llama", **TINY)
+    samples = drawn(7, 1, 12)
+    given = {**plain(samples), "use_cache": False}
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=sample).logits[0] for sample in samples])
+        torch.testing.assert_close(model(**given).logits[0], alone, rtol=1e-5, atol=1e-5)
+        found = model(**{**given, **broken}).logits[0]
+
+    assert (found[:7] - alone[:7]).abs().max() < 1e-5
+    assert (found[7:] - alone[7:]).abs().max() > 1e-3
+
+
+def test_stock_attention_makes_a_mask_of_the_whole_row_and_ours_none() -> None:
+    config = build("llama", **TINY).config
+    inputs = {
+        "inputs_embeds": torch.zeros(1, 20, 64),
+        "attention_mask": None,
+        "past_key_values": None,
+        "position_ids": plain(drawn(7, 1, 12))["position_ids"],
+    }
+    segmented = copy.deepcopy(config)
+    segmented._attn_implementation = SEGMENTS
+
+    stock = create_causal_mask(config, **inputs)
+
+    assert stock is not None
+    assert stock.shape[-2:] == (20, 20)
+    assert create_causal_mask(segmented, **inputs) is None
+
+
 def test_layers_that_see_both_ways_keep_their_mask() -> None:
     config = build("llama", **TINY).config
     blocks = torch.tensor([[-1, 0, 0, 0, -1, 1, 1]])
