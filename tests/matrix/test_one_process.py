@@ -92,12 +92,13 @@ def test_cell_trains_comes_back_and_merges(
     found = trial.logits(loaded, inputs)
     assert trial.distance(trial.base_logits(model, family), trained) > 100 * EXACT
     if cell.method in QUANTISED:
-        for base, expected in (
-            (trial.load(model, family), found),
-            (load_model(Run(explicit=values)), trained),
-        ):
-            tuned = PeftModel.from_pretrained(base, out).eval()
-            assert trial.distance(trial.logits(tuned, inputs), expected) < EXACT
+        tuned = PeftModel.from_pretrained(trial.load(model, family), out).eval()
+        assert trial.distance(trial.logits(tuned, inputs), found) < EXACT
+        tuned = PeftModel.from_pretrained(load_model(Run(explicit=values)), out).eval()
+        for name, parameter in tuned.named_parameters():
+            if ".lora_" in name:  # TRL trains the adapter of a quantised base in bfloat16
+                parameter.data = parameter.data.to(torch.bfloat16)
+        assert trial.distance(trial.logits(tuned, inputs), trained) < EXACT
         assert trial.distance(found, trained) < QUANTISED[cell.method]
     else:
         assert trial.distance(found, trained) < EXACT

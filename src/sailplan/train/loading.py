@@ -30,11 +30,11 @@ class LoadingTrainer(SFTTrainer):
         An adapter of a quantised base is bfloat16 by TRL (1.16), and PEFT loads it as float32.
         """
         model = self.model if model is None else model
-        trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        dtypes = {name: one.dtype for name, one in trained.items()}
+        dtypes = {name: one.dtype for name, one in model.named_parameters() if one.requires_grad}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for name, parameter in trained.items():
-            parameter.data = parameter.data.to(dtypes[name])
+        for name, parameter in model.named_parameters():  # PEFT may have made new ones
+            if name in dtypes:
+                parameter.data = parameter.data.to(dtypes[name])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
