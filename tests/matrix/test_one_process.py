@@ -25,7 +25,7 @@ TRAINED = tuple(method for method in METHODS if "-" not in method)
 REFUSED = tuple(method for method in METHODS if "-" in method)
 EXACT = 1e-4
 """How far two computations of the same float32 model may lie apart, as `trial.distance` has it."""
-QUANTISED = {"qlora": 0.5, "int8": 0.2}
+QUANTISED = {"qlora": 0.15, "int8": 0.05}
 """How far a model is from the one that computes from quantised weights, at most."""
 
 
@@ -60,11 +60,10 @@ def test_cell_trains_comes_back_and_merges(
 ) -> None:
     """The merged model says what the trained one said, as the trainer heard it at its end.
 
-    Quantised weights are what QLoRA and 8-bit LoRA compute from, while `sailplan merge` puts the
-    adapter on the published ones. So the merged model must equal those with the adapter as PEFT
-    loads it, exactly; be near the trained one; and where `--base-precision dequantized` asks for
-    the weights that were trained on, equal the trained one exactly. That is so in 4 bits alone: in
-    8 bits inputs are quantised as well as weights, in every layer, which no weights can repeat.
+    QLoRA and 8-bit LoRA compute from quantised weights, while `sailplan merge` puts their adapter
+    on the published ones, so the two cannot say the same. There the merged model must equal the
+    published base, and the trained one the quantised base, each with the saved adapter as PEFT
+    itself loads it; and the two must be near.
     """
     model, family = tiny_model(cell.family), cell.family
     out, probe, told = tmp_path / "run", tmp_path / "probe.pt", tmp_path / "logits.pt"
@@ -93,15 +92,16 @@ def test_cell_trains_comes_back_and_merges(
     found = trial.logits(loaded, inputs)
     assert trial.distance(trial.base_logits(model, family), trained) > 100 * EXACT
     if cell.method in QUANTISED:
-        base = PeftModel.from_pretrained(trial.load(model, family), out)
-        assert trial.distance(found, trial.logits(base.eval(), inputs)) < EXACT
+        tuned = PeftModel.from_pretrained(trial.load(model, family), out).eval()
+        assert trial.distance(trial.logits(tuned, inputs), found) < EXACT
+        tuned = PeftModel.from_pretrained(load_model(Run(explicit=values)), out).eval()
+        for name, parameter in tuned.named_parameters():
+            if ".lora_" in name:  # TRL trains the adapter of a quantised base in bfloat16
+                parameter.data = parameter.data.to(torch.bfloat16)
+        assert trial.distance(trial.logits(tuned, inputs), trained) < EXACT
         assert trial.distance(found, trained) < QUANTISED[cell.method]
     else:
         assert trial.distance(found, trained) < EXACT
-    if cell.method == "qlora":
-        as_trained = trial.merged(out, tmp_path / "as trained", base_precision="dequantized")
-        again = trial.logits(trial.load(as_trained, family), inputs)
-        assert trial.distance(again, trained) < EXACT
     trial.check_answers(loaded, processor, inputs)
     note(cell, works=True, words=words + of_experts(out, values))
 

@@ -124,6 +124,24 @@ def test_base_is_what_bitsandbytes_computes_with(
         assert found[name].equal(kept[name])
 
 
+def test_rows_that_are_not_whole_blocks_are_verified_as_well(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    assert model.model.layers[0].mlp.down_proj.in_features % 64
+    tuned = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
+    tuned.save_pretrained(tmp_path / "run" / "adapter")
+    write_run(tmp_path / "run" / "adapter", tiny_model("llama"), RUNS["nf4 nested"])
+
+    _, found = merge(tmp_path / "run" / "adapter", tmp_path / "out")
+
+    for name, weight in load_file(tiny_model("llama") / "model.safetensors").items():
+        if name.endswith("up_proj.weight"):  # quantised and not adapted
+            assert 0 < (found[name] - weight).abs().max() < 0.2 * weight.abs().max()
+
+
 def test_share_of_the_error_is_told(tmp_path: Path, base: Path, adapter: Path) -> None:
     write_run(adapter, base, RUNS["nf4"])
     job, _ = merge(adapter, tmp_path / "out")

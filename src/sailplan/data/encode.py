@@ -80,7 +80,7 @@ class Encoder:
                 f"{type(self._tokenizer).__name__} gives no character offsets",
                 todo="save the model with a fast tokenizer (tokenizer.json)",
             )
-        token = getattr(processor, "image_token", None)
+        token = family.image_token(processor)
         self._image_id = -1 if token is None else self._tokenizer.convert_tokens_to_ids(token)
         self.untrained_ids = family.untrained_token_ids(processor)
         self.endings = Endings.of(processor, self.untrained_ids)

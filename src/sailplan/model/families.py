@@ -44,6 +44,8 @@ _UNPACKABLE = {"mllama": "every token of a row sees all images of the row"}
 _PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 # Reads an image of one token as none of several (transformers 5.23, `Mistral3PatchMerger`).
 _MIN_IMAGE_TOKENS = {"mistral3": 2}
+# Whose placeholder gives way to tokens of another name (transformers 5.23, `Molmo2Processor`).
+_PATCH_TOKENS = {"molmo2": "<im_patch>"}
 # Their processor puts the beginning of a text there itself, and the end of one where there is none
 # (transformers 5.23, `Molmo2Processor.__call__`).
 _OPENED_BY_PROCESSOR = frozenset({"molmo2"})
@@ -104,6 +106,14 @@ class Family:
     """Whether every prompt begins with BOS, or EOS where the tokenizer has no BOS."""
     media_token_ids: frozenset[int]
     """Ids that the config names as standing for, or around, images, video and audio."""
+
+    def image_token(self, processor: Any) -> str | None:
+        """Returns the token that stands for a piece of an image; None of a model that sees none.
+
+        Args:
+            processor: The model's processor, or its tokenizer for a text-only model.
+        """
+        return _PATCH_TOKENS.get(self.name) or getattr(processor, "image_token", None)
 
     def untrained_token_ids(self, processor: Any) -> frozenset[int]:
         """Returns the ids that are never trained on: everything that stands for or frames media.
