@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
 from sailplan.errors import RunFileError
 from tests.matrix import trial
@@ -20,10 +19,6 @@ from tests.support.launch import Forked, flags
 
 TRAINED = tuple(method for method in METHODS if "-" not in method)
 REFUSED = tuple(method for method in METHODS if "-" in method)
-EXACT = 1e-4
-"""How far two computations of the same float32 model may lie apart, as `trial.distance` has it."""
-QUANTISED = {"qlora": 0.5, "int8": 0.2}
-"""How far a model is from the one that computes from quantised weights, at most."""
 
 
 def params(methods: tuple[str, ...]) -> list[Any]:
@@ -55,14 +50,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_cell_trains_comes_back_and_merges(
     cell: Cell, tiny_model: Callable[[str], Path], forked: Forked, tmp_path: Path
 ) -> None:
-    """The merged model says what the trained one said, as the trainer heard it at its end.
-
-    Quantised weights are what QLoRA and 8-bit LoRA compute from, while `sailplan merge` puts the
-    adapter on the published ones. So the merged model must equal those with the adapter as PEFT
-    loads it, exactly; be near the trained one; and where `--base-precision dequantized` asks for
-    the weights that were trained on, equal the trained one exactly. That is so in 4 bits alone: in
-    8 bits inputs are quantised as well as weights, in every layer, which no weights can repeat.
-    """
     model, family = tiny_model(cell.family), cell.family
     out, probe, told = tmp_path / "run", tmp_path / "probe.pt", tmp_path / "logits.pt"
     values = trial.fields(cell, model, trial.draw_rows(tmp_path / "data", family), out)
@@ -83,23 +70,7 @@ def test_cell_trains_comes_back_and_merges(
     trial.check_batched(out, words)
     trial.check_went_on(out)
 
-    trained = torch.load(told)
-    merged = trial.merged(out, tmp_path / "merged")
-    loaded, processor = trial.load(merged, family), trial.load_processor(merged, family)
-    trial.check_same_inputs(trial.question(processor, family), inputs)
-    found = trial.logits(loaded, inputs)
-    assert trial.distance(trial.base_logits(model, family), trained) > 100 * EXACT
-    if cell.method in QUANTISED:
-        base = PeftModel.from_pretrained(trial.load(model, family), out)
-        assert trial.distance(found, trial.logits(base.eval(), inputs)) < EXACT
-        assert trial.distance(found, trained) < QUANTISED[cell.method]
-    else:
-        assert trial.distance(found, trained) < EXACT
-    if cell.method == "qlora":
-        as_trained = trial.merged(out, tmp_path / "as trained", base_precision="dequantized")
-        again = trial.logits(trial.load(as_trained, family), inputs)
-        assert trial.distance(again, trained) < EXACT
-    trial.check_answers(loaded, processor, inputs)
+    trial.check_merged(cell, model, out, torch.load(told), inputs, tmp_path)
     note(cell, works=True, words=words)
 
 
