@@ -16,7 +16,7 @@ from sailplan.data.labels import UNTRAINED
 from tests.support.packed import Setting, png
 from tests.support.tiny import FAMILIES, MORE_FAMILIES, TEXT_FAMILIES
 
-UNPACKED = ("mllama", "gemma3", "molmo2")
+UNPACKED = ("mllama", "gemma3", "molmo2", "paligemma")
 PACKED = sorted({*FAMILIES, *MORE_FAMILIES, *TEXT_FAMILIES} - {*UNPACKED})
 
 

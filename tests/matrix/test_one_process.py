@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sailplan.errors import RunFileError
+from sailplan.model.load import load_model
+from sailplan.run.config import Run
 from tests.matrix import trial
 from tests.matrix.cells import CELLS, FAMILIES, METHODS, Cell
 from tests.matrix.record import note
@@ -71,7 +74,25 @@ def test_cell_trains_comes_back_and_merges(
     trial.check_went_on(out)
 
     trial.check_merged(cell, model, out, torch.load(told), inputs, tmp_path)
-    note(cell, works=True, words=words)
+    note(cell, works=True, words=words + of_experts(out, values))
+
+
+def of_experts(output_dir: Path, values: dict[str, Any]) -> str:
+    """Says what of a mixture of experts is neither adapted nor quantised; nothing of others.
+
+    transformers keeps the experts of a layer as one tensor, which is no linear layer.
+    """
+    if not values.get("use_peft"):
+        return ""
+    model = load_model(Run(explicit=values))
+    experts = [one for name, one in model.named_parameters() if ".experts." in name]
+    if not experts:
+        return ""
+    adapted = load_file(output_dir / "adapter_model.safetensors")
+    assert not any("experts" in name for name in adapted)
+    assert all(one.is_floating_point() for one in experts)
+    quantised = model.config.to_dict().get("quantization_config")
+    return f"; its experts are not adapted{', nor quantised' if quantised else ''}"
 
 
 @pytest.mark.parametrize("cell", params(REFUSED))

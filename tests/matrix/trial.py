@@ -143,6 +143,7 @@ def check_plan(values: Mapping[str, Any], file: Path, *, strategy: str, gpus: in
     """
     launch = {"gpu": "L4", "gpus_per_node": gpus, "strategy": strategy}
     on_gpus = {name: value for name, value in values.items() if name != "use_cpu"}
+    on_gpus["gradient_checkpointing"] = True  # left open, both ways would be simulated
     file.write_text(yaml.safe_dump({**on_gpus, "launch": launch}))
     run = Run.from_file(file)
     plan = plan_of(run, card_of(run, detect()), strategy=asked_strategy(run)[0])
@@ -175,9 +176,9 @@ def check_labels(values: Mapping[str, Any], family: str) -> None:
 
     run = Run(explicit=dict(values))
     processor, rows = load_processor(run), load_rows(run)
-    complete_template(processor, chat=True)
-    format = resolve_format(run, rows)
     facts = family_of(load_config(run))
+    complete_template(processor, facts, chat=True)
+    format = resolve_format(run, rows)
     encoder = Encoder.of(run, processor, facts)
     encoded = encode(run, rows, format, encoder, image_opener(run, rows)).train
     lines = Path(values["dataset_name"]).read_text().splitlines()
@@ -262,15 +263,21 @@ def _metrics(output_dir: Path) -> Path:
 def question(processor: Any, family: str) -> dict[str, torch.Tensor]:
     """Returns a fixed question with its picture as the processor makes it from its own template.
 
+    PaliGemma is published without one, and writes the image's tokens before any text itself.
+
     Args:
         processor: The processor, or the tokenizer of a text family.
         family: The family.
     """
-    asked = _message(family, "user", "Which colours are these?")
+    words = "Which colours are these?"
+    asked = _message(family, "user", words)
     if family not in TEXT:
         image = Image.new("RGB", (80, 70), "white")
         ImageDraw.Draw(image).rectangle((10, 20, 60, 60), fill=COLOURS["blue"])
         asked["content"].insert(0, {"type": "image", "image": image})
+    if family == "paligemma":
+        text = f"{processor.image_token}{words}"
+        return dict(processor(text=text, images=[image], return_tensors="pt"))
     made = processor.apply_chat_template(
         [asked], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

@@ -18,6 +18,7 @@ from sailplan.errors import CheckpointError
 from sailplan.merge import stream
 from sailplan.merge.job import Job, Options, prepare
 from sailplan.merge.output import carry_out
+from sailplan.merge.verify import verify
 from sailplan.model.load import quantization_config
 from sailplan.run.config import Run
 
@@ -75,8 +76,11 @@ def write_run(adapter: Path, base: Path, settings: dict[str, Any]) -> Run:
 
 
 def merge(path: Path, output: Path) -> tuple[Job, dict[str, torch.Tensor]]:
+    """Merges as the base was quantised; PEFT makes the same of what bitsandbytes makes of it."""
     job = prepare(path, Options(base_precision="dequantized"))
-    carry_out(job, output)
+    found = verify(job, output, carry_out(job, output), "full")
+    assert (found.targets, found.unchanged) == (4, [])
+    assert found.recomputed >= found.targets
     return job, load_file(output / "model.safetensors")
 
 
