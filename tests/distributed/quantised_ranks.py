@@ -62,7 +62,8 @@ class Held(TrainerCallback):
 def train(folder: Path, out: Path, case: dict[str, Any]) -> dict[str, Any]:
     """Trains three steps; all ranks see the same rows."""
     settings = {"max_steps": 3, "optim": "sgd", "gradient_checkpointing": True}
-    adapter = {"use_peft": True, "lora_dropout": 0.0}
+    # A small adapter: where weights are packed in bfloat16, PEFT makes it of that, too.
+    adapter = {"use_peft": True, "lora_r": 1, "lora_dropout": 0.0}
     run = Run(explicit={"model_name_or_path": str(folder), **adapter, **case})
     args = training_arguments(out, **settings)  # Alive while the model loads.
     dtype = {"uint8": torch.uint8, "bfloat16": torch.bfloat16}.get(

@@ -79,6 +79,7 @@ def test_zero3_rank_would_hold_8_bit_weights_whole_and_its_shard_besides(zero3: 
             assert held == pytest.approx(1.5 * whole, rel=0.05)
 
 
+@pytest.mark.slow
 def test_zero3_computes_from_quantised_weights_what_one_process_does(
     zero3: Reports, large_model: Path, tmp_path: Path
 ) -> None:

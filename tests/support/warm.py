@@ -152,6 +152,7 @@ def _become(
         if VARIABLE in os.environ and "RANK" in os.environ:
             import_module("tests.support.plant.sitecustomize")
         sys.argv = [module, *arguments]
+        sys.modules.pop(module, None)  # it is run once more, as the main module
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
