@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 
 from sailplan.errors import RunFileError
@@ -23,10 +22,6 @@ from tests.support.launch import Forked, flags
 
 TRAINED = tuple(method for method in METHODS if "-" not in method)
 REFUSED = tuple(method for method in METHODS if "-" in method)
-EXACT = 1e-4
-"""How far two computations of the same float32 model may lie apart, as `trial.distance` has it."""
-QUANTISED = {"qlora": 0.15, "int8": 0.05}
-"""How far a model is from the one that computes from quantised weights, at most."""
 
 
 def params(methods: tuple[str, ...]) -> list[Any]:
@@ -58,13 +53,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_cell_trains_comes_back_and_merges(
     cell: Cell, tiny_model: Callable[[str], Path], forked: Forked, tmp_path: Path
 ) -> None:
-    """The merged model says what the trained one said, as the trainer heard it at its end.
-
-    QLoRA and 8-bit LoRA compute from quantised weights, while `sailplan merge` puts their adapter
-    on the published ones, so the two cannot say the same. There the merged model must equal the
-    published base, and the trained one the quantised base, each with the saved adapter as PEFT
-    itself loads it; and the two must be near.
-    """
     model, family = tiny_model(cell.family), cell.family
     out, probe, told = tmp_path / "run", tmp_path / "probe.pt", tmp_path / "logits.pt"
     values = trial.fields(cell, model, trial.draw_rows(tmp_path / "data", family), out)
@@ -85,24 +73,7 @@ def test_cell_trains_comes_back_and_merges(
     trial.check_batched(out, words)
     trial.check_went_on(out)
 
-    trained = torch.load(told)
-    merged = trial.merged(out, tmp_path / "merged")
-    loaded, processor = trial.load(merged, family), trial.load_processor(merged, family)
-    trial.check_same_inputs(trial.question(processor, family), inputs)
-    found = trial.logits(loaded, inputs)
-    assert trial.distance(trial.base_logits(model, family), trained) > 100 * EXACT
-    if cell.method in QUANTISED:
-        tuned = PeftModel.from_pretrained(trial.load(model, family), out).eval()
-        assert trial.distance(trial.logits(tuned, inputs), found) < EXACT
-        tuned = PeftModel.from_pretrained(load_model(Run(explicit=values)), out).eval()
-        for name, parameter in tuned.named_parameters():
-            if ".lora_" in name:  # TRL trains the adapter of a quantised base in bfloat16
-                parameter.data = parameter.data.to(torch.bfloat16)
-        assert trial.distance(trial.logits(tuned, inputs), trained) < EXACT
-        assert trial.distance(found, trained) < QUANTISED[cell.method]
-    else:
-        assert trial.distance(found, trained) < EXACT
-    trial.check_answers(loaded, processor, inputs)
+    trial.check_merged(cell, values, torch.load(told), inputs, tmp_path)
     note(cell, works=True, words=words + of_experts(out, values))
 
 

@@ -44,8 +44,9 @@ def load_model(
     warns. An adapter is loaded by Trainer, over the base model.
 
     On GPUs the weights go straight to this process's device. Under ZeRO-3 an unquantised model
-    loads under `zero.Init`, shard by shard, from rank 0's mapped file; a quantised one is loaded
-    whole, packed, by each rank, and DeepSpeed partitions it before the first step.
+    loads under `zero.Init`, shard by shard, from rank 0's mapped file; one of 4 bits is loaded
+    whole, packed, by each rank, and DeepSpeed partitions it before the first step. It cannot
+    partition 8-bit weights (`sailplan.run.quantised`).
 
     Args:
         run: The run.

@@ -183,7 +183,8 @@ def leave_logits(module: ModuleType, *, inputs: str, to: str) -> None:
         save(trainer, output_dir, _internal_call)
         if _internal_call:  # a checkpoint's
             return
-        model = trainer.model_wrapped.eval()
+        model = trainer.model_wrapped
+        model.eval()  # DeepSpeed's engine does not return itself
         with torch.no_grad():
             logits = model(**torch.load(inputs), use_cache=False).logits
         if trainer.args.process_index == 0:
