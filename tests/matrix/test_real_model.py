@@ -89,7 +89,7 @@ def tuned(
         "output_dir": str(run),
         "max_steps": STEPS,
         "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 5,
         "bf16": False,
