@@ -20,6 +20,7 @@ from tests.matrix import trial
 from tests.matrix.cells import CELLS, FAMILIES, METHODS, Cell
 from tests.matrix.record import note
 from tests.support.launch import Forked, flags
+from tests.support.plant.faults import as_trained
 
 TRAINED = tuple(method for method in METHODS if "-" not in method)
 REFUSED = tuple(method for method in METHODS if "-" in method)
@@ -94,7 +95,7 @@ def test_cell_trains_comes_back_and_merges(
     if cell.method in QUANTISED:
         tuned = PeftModel.from_pretrained(trial.load(model, family), out).eval()
         assert trial.distance(trial.logits(tuned, inputs), found) < EXACT
-        tuned = PeftModel.from_pretrained(load_model(Run(explicit=values)), out).eval()
+        tuned = as_trained(PeftModel.from_pretrained(load_model(Run(explicit=values)), out))
         for name, parameter in tuned.named_parameters():
             if ".lora_" in name:  # TRL trains the adapter of a quantised base in bfloat16
                 parameter.data = parameter.data.to(torch.bfloat16)
