@@ -29,7 +29,7 @@ EXACT = 1e-4
 QUANTISED = {"qlora": 0.25, "int8": 0.05}
 """How far a model may lie from the one that computes from quantised weights.
 
-Measured were 0.03 to 0.17 and 0.003 to 0.012; an untrained model is 0.15 to 0.8 away.
+Measured were 0.03 to 0.17 and 0.003 to 0.024; an untrained model is 0.15 to 0.8 away.
 """
 
 
