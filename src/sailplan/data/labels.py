@@ -203,12 +203,11 @@ def _by_markers(
 
 
 def _behind_prompt(text: str, span: Span, prompt: str | None) -> Span:
-    """Cuts off what the generation prompt holds already: some markers enclose the role header."""
+    """Cuts off what the generation prompt holds, or ends in: some markers enclose the header."""
     (start, end), head = span, prompt or ""
     if text.startswith(head):
         return (max(start, len(head)), end) if len(head) < end else span
-    closing = head[len(head.rstrip()) :]  # all that LLaVA-OneVision's two headers share
-    return (start + len(closing), end) if text.startswith(closing, start) else span
+    return end - len(text[start:end].removeprefix(head[len(head.rstrip()) :])), end
 
 
 def _by_prefixes(
