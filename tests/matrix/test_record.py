@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sailplan.model.tested import RESULTS, Tested, results
+from sailplan.model import tested
 from tests.matrix.cells import CELLS, Cell
 from tests.matrix.record import VARIABLE, collect, note
 
@@ -37,7 +37,7 @@ def test_run_that_lacks_a_cell_is_refused_by_its_name(lines: Path, missing: Cell
         collect(lines)
 
 
-def is_allowed(cell: Tested) -> bool:
+def is_allowed(cell: tested.Tested) -> bool:
     """Says whether a cell is refused, with a reason that counts."""
     if cell.works:
         return False
@@ -47,9 +47,9 @@ def is_allowed(cell: Tested) -> bool:
 
 
 def test_recorded_refusals_are_those_that_the_matrix_allows() -> None:
-    if not RESULTS.is_file():
+    if not tested.RESULTS.is_file():
         pytest.skip("no whole run of the matrix has been recorded yet: make test-matrix")
-    found = results()
+    found = tested.results()
     assert [(one.family, one.method, one.strategy) for one in found.cells] == [
         (cell.family, cell.method, cell.strategy) for cell in CELLS
     ]

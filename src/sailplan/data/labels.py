@@ -203,17 +203,11 @@ def _by_markers(
 
 
 def _behind_prompt(text: str, span: Span, prompt: str | None) -> Span:
-    """Cuts off what the generation prompt holds already: some markers enclose the role header.
-
-    LLaVA-OneVision's header differs from that of its prompt, and only ends in the same line break.
-    """
-    start, end = span
-    if prompt is None:
-        return span
-    if text.startswith(prompt):
-        return (max(start, len(prompt)), end) if len(prompt) < end else span
-    closing = prompt[len(prompt.rstrip()) :]
-    return (start + len(closing), end) if text.startswith(closing, start) else span
+    """Cuts off what the generation prompt holds, or ends in: some markers enclose the header."""
+    (start, end), head = span, prompt or ""
+    if text.startswith(head):
+        return (max(start, len(head)), end) if len(head) < end else span
+    return end - len(text[start:end].removeprefix(head[len(head.rstrip()) :])), end
 
 
 def _by_prefixes(

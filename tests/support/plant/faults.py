@@ -183,14 +183,26 @@ def leave_logits(module: ModuleType, *, inputs: str, to: str) -> None:
         save(trainer, output_dir, _internal_call)
         if _internal_call:  # a checkpoint's
             return
-        model = trainer.model_wrapped
-        model.eval()  # DeepSpeed's engine does not return itself
+        model = as_trained(trainer.model_wrapped)
         with torch.no_grad():
             logits = model(**torch.load(inputs), use_cache=False).logits
         if trainer.args.process_index == 0:
             torch.save(logits.float(), to)
 
     module.Trainer.save_model = telling
+
+
+def as_trained(model: Any) -> Any:
+    """Has a model evaluate, but 8-bit layers compute as they do in training, and returns it.
+
+    On a CPU they quantise their inputs in evaluation alone, and fail at inputs of more than three
+    dimensions, such as Llama-3.2-Vision's projector has (bitsandbytes 0.50).
+    """
+    model.eval()
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            module.train()
+    return model
 
 
 def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
