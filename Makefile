@@ -19,7 +19,7 @@ help:
 	@echo "make gallery      the demo once more, and the pictures of docs/gallery.md of its report"
 	@echo "make test         the test suite"
 	@echo "make test-slow    the slow tests as well"
-	@echo "make test-matrix  every family by every method; writes what sailplan families shows"
+	@echo "make test-matrix  every family by every method; writes sailplan families and docs/models.md"
 	@echo "make test-wheel   build the wheel, install it in a clean environment, run the demo from there"
 	@echo "make check        ruff and mypy"
 	@echo "make bench        the benchmarks, each against its peer"
@@ -57,6 +57,7 @@ test-matrix: $(OPERATORS)
 	SAILPLAN_MATRIX=$(MATRIX) $(BIN)/python -m pytest tests/matrix -n logical --maxprocesses 2 \
 		--dist loadgroup -m "not gpu" --timeout 900
 	$(BIN)/python -m tests.matrix.record $(MATRIX)
+	$(BIN)/python -m tests.matrix.page
 
 test-wheel: $(READY)
 	bash tests/wheel.sh $(BIN)/python
