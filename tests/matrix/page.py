@@ -34,11 +34,13 @@ BELOW = """
 ## How to read the sections
 
 Image tokens are counted from the settings that are published with a model, for a picture that is
-alone in its sample. Memory is **planned, not measured**: of one GPU, as `sailplan plan` says it
-where there are no data (rows of 2048 tokens with a picture of 1024×768 among them, more where the
-picture alone takes about as many), one row at a time, with gradient checkpointing: QLoRA on an L4
-of 24 GB, LoRA on an H100 of 80 GB, full fine-tuning on 8 of them with ZeRO-3. *Tight* leaves less
-than 12 % free. What a run of yours takes, `sailplan plan` says.
+alone in its sample, and without the few that frame it or end its rows. Memory is **planned, not
+measured**: of one GPU, as `sailplan plan` says it where there are no data (rows of 2048 tokens
+with a picture of 1024×768 among them, more where the picture alone takes about as many), one row
+at a time, with gradient checkpointing: QLoRA on an L4 of 24 GB, LoRA on an H100 of 80 GB, full
+fine-tuning on 8 of them with ZeRO-3. *Tight* leaves less than 12 % free. What does not fit may
+fit with LoRA on 8 GPUs: every run file fits the hardware of its name by its plan. What a run of
+yours takes, `sailplan plan` says.
 """
 _METHODS = ("QLoRA, 24 GB", "LoRA, 80 GB", "full, 8 × 80 GB")
 
