@@ -23,7 +23,7 @@ help:
 	@echo "make gallery      the demo once more, and the pictures of docs/gallery.md of its report"
 	@echo "make test         the test suite"
 	@echo "make test-slow    the slow tests as well"
-	@echo "make test-matrix  every family by every method; writes what sailplan families shows"
+	@echo "make test-matrix  every family by every method; writes sailplan families and docs/models.md"
 	@echo "make test-latest  part of it with the newest releases of all but torch; says what broke"
 	@echo "make test-wheel   build the wheel, install it in a clean environment, run the demo from there"
 	@echo "make check        ruff and mypy"
@@ -70,6 +70,7 @@ test-matrix: $(OPERATORS) $(PRETRAINED)
 	SAILPLAN_MATRIX=$(MATRIX) $(BIN)/python -m pytest tests/matrix -n logical --maxprocesses 2 \
 		--dist loadgroup -m "not gpu" --timeout 900
 	$(BIN)/python -m tests.matrix.record $(MATRIX)
+	$(BIN)/python -m tests.matrix.page
 
 # torch stays at the tested version: another one is gigabytes, and which fits is the machine's choice.
 test-latest:
