@@ -16,11 +16,12 @@ import torch
 from PIL import Image, ImageOps
 
 from sailplan.data.images import ImageOpener
+from sailplan.data.media import ImageExpander
 from sailplan.errors import DataError
-from sailplan.model.families import tokenizer_of
+from sailplan.model.families import family_of, tokenizer_of
 from tests.support.packed import FORMAT, Setting
 from tests.support.pictures import encoded, noise
-from tests.support.tiny import MORE_FAMILIES, VISION_FAMILIES
+from tests.support.tiny import MORE_FAMILIES, VISION_FAMILIES, build_processor
 
 OPENER = ImageOpener(root=None)
 
@@ -73,7 +74,8 @@ def row(subject: Setting, pictures: Sequence[bytes]) -> dict[str, Any]:
     raw = {"messages": [{"role": "user", "content": parts}, answer], "images": images}
     sample = FORMAT.sample(raw)
     found = subject.encoder.encode(sample, [OPENER.size(image) for image in sample["images"]])
-    return {**raw, "input_ids": found.input_ids, "labels": found.labels}
+    own = {"input_ids": found.input_ids, "labels": found.labels}
+    return {**raw, **own, "image_tokens": found.image_tokens}
 
 
 def own_call(subject: Setting, row: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -94,6 +96,8 @@ def assert_as_the_processor_has_it(subject: Setting, row: dict[str, Any]) -> Non
     own = own_call(subject, row)
     whole = own.pop("input_ids")
     assert whole[0, : len(ids)].tolist() == ids
+    assert row["image_tokens"] == int((whole == subject.model.config.image_token_id).sum())
+    assert bool(row["image_tokens"]) == bool(row["images"])
     eos = tokenizer_of(subject.encoder.processor).eos_token_id
     assert whole[0, len(ids) :].tolist() in ([], [eos])  # some processors end every text
     of_images = {name: value for name, value in own.items() if value.shape != whole.shape}
@@ -124,6 +128,18 @@ def test_picture_of_odd_size_is_what_the_processor_makes_of_it_or_refused(
     assert_as_the_processor_has_it(subject, row(subject, [picture]))
 
 
+def test_strip_that_would_be_scaled_to_gigabytes_is_refused_from_its_size() -> None:
+    config, processor = build_processor("llava")
+    processor.image_processor.size = {"shortest_edge": 336}  # as it is published
+    expander = ImageExpander(processor, family_of(config))
+
+    for size in ((1, 4000), (4000, 1), (3, 65_000)):
+        with pytest.raises(DataError, match=r"more than 134,217,728 in all") as caught:
+            expander.replacement(size)
+        assert caught.value.kind == "image-size"
+    assert expander.replacement((4, 400)).count(processor.image_token) == 16
+
+
 def test_picture_of_every_kind_is_its_first_frame_upright(subject: Setting) -> None:
     for make in KINDS.values():
         assert_as_the_processor_has_it(subject, row(subject, [make()]))
@@ -149,7 +165,7 @@ def test_none_to_eight_pictures_are_what_the_processor_makes_of_them(subject: Se
 
 
 IN_CI = ("qwen2_vl", "gemma3")
-"""Families of which a picture of 64 million pixels is tried every time; it takes seconds of each."""
+"""Families of which a picture of 64 million pixels is always tried; it takes each some seconds."""
 
 
 @pytest.fixture(scope="session")

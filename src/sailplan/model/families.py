@@ -88,6 +88,8 @@ class Family:
     """The fewest tokens of an image that the model can read."""
     opened_by_processor: bool
     """Whether every prompt begins with BOS, or EOS where the tokenizer has no BOS."""
+    image_token_id: int | None
+    """The id in whose places image features are put, in cross-attention where an image stands."""
     media_token_ids: frozenset[int]
     """Ids that the config names as standing for, or around, images, video and audio."""
 
@@ -159,6 +161,7 @@ def family_of(config: Any) -> Family:
         cross_attention=name in _CROSS_ATTENTION,
         min_image_tokens=_MIN_IMAGE_TOKENS.get(name, 1),
         opened_by_processor=name in _OPENED_BY_PROCESSOR,
+        image_token_id=_image_token_id(config) if is_vision else None,
         media_token_ids=frozenset(media),
     )
 
@@ -166,6 +169,12 @@ def family_of(config: Any) -> Family:
 def tokenizer_of(processor: Any) -> Any:
     """Returns the tokenizer of a processor, or the tokenizer itself."""
     return getattr(processor, "tokenizer", processor)
+
+
+def _image_token_id(config: Any) -> int | None:
+    names = ("image_token_id", "image_token_index", "image_patch_id")
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int)), None)
 
 
 def _packing_obstacle(name: str, text: Any) -> str | None:
