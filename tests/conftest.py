@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.support.launch import Entry
+    from tests.support.launch import Entry, Forked
 
 ALONE = (
     "browser",
@@ -129,4 +129,13 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entry]:
     from tests.support.launch import entry_script
 
     with entry_script(tmp_path_factory.mktemp("cache")) as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
+    """Runs the entry script with flags and faults, each time in a process of its own."""
+    from tests.support.launch import forked_entry_script
+
+    with forked_entry_script(tmp_path_factory.mktemp("forks")) as run:
         yield run

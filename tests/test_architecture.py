@@ -141,7 +141,7 @@ def test_dry_run_imports_nothing_heavy(tmp_path: Path) -> None:
     assert json.loads(printed.splitlines()[-1]) == []
 
 
-@pytest.mark.parametrize(("command", "most"), [("--help", 200), ("runs /", 450)])
+@pytest.mark.parametrize(("command", "most"), [("--help", 200), ("runs /", 450), ("families", 450)])
 def test_command_that_answers_at_once_imports_little(command: str, most: int) -> None:
     """Its time is that of its imports; `benchmarks/answers_at_once.py` measures it."""
     program = (

@@ -96,7 +96,10 @@ def test_picture_of_any_shape_reaches_the_model_or_is_refused(built: Built, shap
 
 def test_rows_of_several_and_of_no_pictures_share_a_batch(built: Built) -> None:
     rows = [encoded(built, SIZES["small"]), encoded(built, SIZES["small"], SIZES["large"])]
-    if not built.family.cross_attention:  # text and pictures mixed: one process only
+    if built.family.needs_images:
+        with pytest.raises(DataError, match="takes no text without one"):
+            encoded(built)
+    elif not built.family.cross_attention:  # text and pictures mixed: one process only
         rows.append(encoded(built))
 
     loss = built.model(**built.collate(rows)).loss

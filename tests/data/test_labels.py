@@ -21,6 +21,7 @@ from sailplan.model.families import family_of, tokenizer_of
 from tests.data.reading import IMAGE, chat, pieces, turn
 from tests.support.tiny import (
     MORE_FAMILIES,
+    TEXT_FAMILIES,
     VISION_FAMILIES,
     build_processor,
     chat_template,
@@ -41,7 +42,8 @@ def encoder(tiny_model: Callable[[str], Path]) -> Load:
 
     def load(family: str, template: str | None = None, **options: Any) -> Encoder:
         folder = tiny_model(family)
-        auto = transformers.AutoTokenizer if family == "llama" else transformers.AutoProcessor
+        is_text = family in TEXT_FAMILIES
+        auto = transformers.AutoTokenizer if is_text else transformers.AutoProcessor
         processor = auto.from_pretrained(folder)
         if template is not None:
             processor.chat_template = template
@@ -107,6 +109,30 @@ def test_llava_with_several_images_trains_none_of_their_tokens(encoder: Load) ->
         "+ Two.</s>",
         "- ",
     ]
+
+
+def test_llava_onevision_trains_no_line_break_of_its_header(encoder: Load) -> None:
+    read = _read(encoder("llava_onevision"), chat(ASK, ANSWER, MORE, COUNT), (28, 28))
+
+    assert [piece for piece in read if piece.startswith("+")] == [
+        "+A red square.<|im_end|>",
+        "+Two.<|im_end|>",
+    ]
+
+
+def test_text_model_whose_tokenizer_names_an_image_token_is_trained(encoder: Load) -> None:
+    subject = encoder("gemma3_text")
+    assert subject.processor.image_token == "<image_soft_token>"
+
+    assert _read(subject, chat(MORE, COUNT))[1:] == ["+Two.<end_of_turn>", "-\n"]
+
+
+def test_molmo2_counts_the_patches_that_stand_for_its_images(encoder: Load) -> None:
+    subject = encoder("molmo2")
+    encoded = subject.encode(chat(ASK, ANSWER), [(56, 56)])
+
+    patch = tokenizer_of(subject.processor).convert_tokens_to_ids("<im_patch>")
+    assert encoded.image_tokens == encoded.input_ids.count(patch) > 0
 
 
 def test_pixtral_trains_answers_and_no_image_breaks(encoder: Load) -> None:

@@ -165,7 +165,7 @@ def test_none_to_eight_pictures_are_what_the_processor_makes_of_them(subject: Se
 
 
 IN_CI = ("qwen2_vl", "gemma3")
-"""Families of which a picture of 64 million pixels is always tried; it takes each some seconds."""
+"""Families of which a picture of 64 million pixels is tried every time: seconds of each."""
 
 
 @pytest.fixture(scope="session")

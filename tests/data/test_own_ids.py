@@ -30,8 +30,9 @@ def prepared(folder: Path, data: Path) -> tuple[Any, ...]:
     rows = load_rows(run)
     format, opener = resolve_format(run, rows), image_opener(run, rows)
     processor = AutoProcessor.from_pretrained(folder)
-    complete_template(processor, chat=True)
-    encoder = Encoder.of(run, processor, family_of(AutoConfig.from_pretrained(folder)))
+    family = family_of(AutoConfig.from_pretrained(folder))
+    complete_template(processor, family, chat=True)
+    encoder = Encoder.of(run, processor, family)
     return encoder, format, opener, rows, prepare(run, rows, format, encoder, opener).train
 
 
@@ -39,7 +40,7 @@ def prepared(folder: Path, data: Path) -> tuple[Any, ...]:
 def test_cached_ids_are_those_of_every_familys_own_processor(
     tmp_path: Path, tiny_model: Callable[[str], Path], family: str
 ) -> None:
-    write = chat_rows if family == "mllama" else mixed_rows
+    write = chat_rows if family in ("mllama", "paligemma") else mixed_rows
     found = check_own_ids(*prepared(tiny_model(family), write(tmp_path / "data", 8)))
 
     assert found == []

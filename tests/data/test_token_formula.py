@@ -16,8 +16,7 @@ from sailplan.model.pixels import set_pixel_budget
 from tests.support.tiny import MORE_FAMILIES, VISION_FAMILIES, build_processor
 
 BY_FORMULA = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "llava_onevision"} | {
-    "internvl",
-    "gemma3",
+    *("internvl", "gemma3", "paligemma"),
 }
 
 

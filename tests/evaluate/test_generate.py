@@ -88,7 +88,7 @@ def test_generate_of_a_batch_equals_one_by_one(
         _question("What is this? Say it in as many words as there are.", *images[:1]),
         _question("Why?", *images[1:]),
         _question("How many?", *images),
-        _question("What else?"),
+        *([] if family == "paligemma" else [_question("What else?")]),
     ]
     alone = list(generate(speaker, questions, SHORT))
     assert list(generate(speaker, questions, SHORT, batch_size=4)) == alone

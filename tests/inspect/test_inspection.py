@@ -216,6 +216,7 @@ ODD_ROWS = {
         },
     ),
     "images-unseen": ("llama", chat("What?", "A red thing.", images=["clean-0.png"])),
+    "no-image": ("paligemma", chat("What?", "A red thing.")),
     "image-size": ("qwen2_vl", chat("What?", "A line.", images=["line.png"])),
     "broken-text": ("qwen2_vl", chat("What?", "Half \ud83d a smile.")),
     "earlier-turns-untrained": (

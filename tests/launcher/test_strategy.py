@@ -108,6 +108,25 @@ def test_divide_without_compiler_goes_on_with_one_process(tmp_path: Path, strate
     assert "the global batch is 1/2 of what was asked" in line
 
 
+PACKED = ("--use_peft", "--load_in_4bit", "--bnb_4bit_quant_storage")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "storage", "precision"),
+    [
+        ("zero3", "uint8", "bf16"),
+        ("zero3", "bfloat16", "bf16"),
+        ("zero2", "float16", "fp16"),
+        ("ddp", "float32", "bf16"),
+    ],
+)
+def test_divide_takes_packed_weights_that_nothing_casts(
+    tmp_path: Path, strategy: str, storage: str, precision: str
+) -> None:
+    wanted = run(tmp_path, "--launch.strategy", strategy, *PACKED, storage, f"--{precision}")
+    assert divide(wanted, machine(gpus=2)).preset.strategy == strategy
+
+
 @pytest.mark.parametrize(
     ("flags", "gpus", "error", "message"),
     [
@@ -142,6 +161,29 @@ def test_divide_without_compiler_goes_on_with_one_process(tmp_path: Path, strate
             2,
             RunFileError,
             "load_in_8bit with strategy fsdp2",
+        ),
+        *(
+            (
+                ("--launch.strategy", strategy, "--load_in_8bit", "--use_peft"),
+                2,
+                RunFileError,
+                f"load_in_8bit with strategy {strategy}, which cannot shard 8-bit weights: each "
+                "rank would hold them whole; allowed: single, ddp, zero1, zero2; or load_in_4bit",
+            )
+            for strategy in ("zero3", "zero3_offload")
+        ),
+        *(
+            (
+                ("--launch.strategy", strategy, *PACKED, storage, f"--{precision}"),
+                2,
+                RunFileError,
+                f"bnb_4bit_quant_storage {storage} with strategy {strategy} .*allowed: uint8, ",
+            )
+            for strategy, storage, precision in (
+                ("zero3", "float16", "bf16"),
+                ("zero2", "float32", "bf16"),
+                ("zero1", "bfloat16", "fp16"),
+            )
         ),
         (
             ("--launch.strategy", "zero2", "--deepspeed", "ds.json"),

@@ -18,6 +18,7 @@ from sailplan.errors import CheckpointError
 from sailplan.merge import stream
 from sailplan.merge.job import Job, Options, prepare
 from sailplan.merge.output import carry_out
+from sailplan.merge.verify import verify
 from sailplan.model.load import quantization_config
 from sailplan.run.config import Run
 
@@ -75,8 +76,11 @@ def write_run(adapter: Path, base: Path, settings: dict[str, Any]) -> Run:
 
 
 def merge(path: Path, output: Path) -> tuple[Job, dict[str, torch.Tensor]]:
+    """Merges as the base was quantised; PEFT makes the same of what bitsandbytes makes of it."""
     job = prepare(path, Options(base_precision="dequantized"))
-    carry_out(job, output)
+    found = verify(job, output, carry_out(job, output), "full")
+    assert (found.targets, found.unchanged) == (4, [])
+    assert found.recomputed >= found.targets
     return job, load_file(output / "model.safetensors")
 
 
@@ -118,6 +122,24 @@ def test_base_is_what_bitsandbytes_computes_with(
     kept = load_file(base / "model.safetensors")
     for name in ("lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"):
         assert found[name].equal(kept[name])
+
+
+def test_rows_that_are_not_whole_blocks_are_verified_as_well(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    assert model.model.layers[0].mlp.down_proj.in_features % 64
+    tuned = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
+    tuned.save_pretrained(tmp_path / "run" / "adapter")
+    write_run(tmp_path / "run" / "adapter", tiny_model("llama"), RUNS["nf4 nested"])
+
+    _, found = merge(tmp_path / "run" / "adapter", tmp_path / "out")
+
+    for name, weight in load_file(tiny_model("llama") / "model.safetensors").items():
+        if name.endswith("up_proj.weight"):  # quantised and not adapted
+            assert 0 < (found[name] - weight).abs().max() < 0.2 * weight.abs().max()
 
 
 def test_share_of_the_error_is_told(tmp_path: Path, base: Path, adapter: Path) -> None:

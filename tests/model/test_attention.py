@@ -8,9 +8,18 @@ import re
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import LlamaForCausalLM, MllamaForConditionalGeneration, PreTrainedModel
+from transformers import (
+    Gemma3Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MllamaForConditionalGeneration,
+    PaliGemmaConfig,
+    PreTrainedModel,
+)
 
+from sailplan.errors import RunFileError
 from sailplan.model.attention import choose_attention
+from sailplan.model.families import family_of
 from tests.model.test_precision import CPU, H100, V100
 
 INSTALLED = importlib.util.find_spec("flash_attn") is not None
@@ -22,6 +31,7 @@ class NoSdpa(PreTrainedModel):
 
 def choose(requested: str | None, **changes: object) -> tuple[str, str]:
     facts = {"model_class": LlamaForCausalLM, "device": H100, "half_precision": True}
+    facts["family"] = family_of(LlamaConfig())
     return choose_attention(requested, **{**facts, **changes})  # type: ignore[arg-type]
 
 
@@ -54,6 +64,16 @@ def test_attention_where_flash_could_run_depends_on_its_installation() -> None:
     expected = ("flash_attention_2", "NVIDIA H100") if INSTALLED else ("sdpa", "not installed")
     assert choice == expected[0]
     assert expected[1] in why
+
+
+@pytest.mark.parametrize("config", [PaliGemmaConfig(), Gemma3Config()], ids=["pali", "gemma3"])
+def test_attention_of_images_that_are_seen_both_ways_is_never_flash(config: object) -> None:
+    family = family_of(config)
+    assert choose("auto", family=family)[0] == "sdpa"
+    assert "in both directions" in choose("auto", family=family)[1]
+    assert choose("eager", family=family)[0] == "eager"
+    with pytest.raises(RunFileError, match=f"for {family.name}: .* flash-attention has no mask"):
+        choose("flash_attention_2", family=family)
 
 
 def test_attention_of_a_model_without_sdpa_is_eager() -> None:

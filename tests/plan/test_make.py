@@ -56,16 +56,6 @@ def test_articles_run_fits_a_24_gb_card_and_takes_129_steps() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(p.stem for p in files.folder("launch").glob("*.yaml")))
-def test_every_shipped_run_is_planned_for_its_hardware(name: str) -> None:
-    run = shipped(name)
-    gpus = card(str(run.launch.gpu), run.launch.gpus_per_node or 1)
-    plan = plan_of(run, gpus, strategy=run.launch.strategy)
-    assert plan.fits
-    assert plan.image_tokens or not plan.data.images_per_row
-
-
-@pytest.mark.slow
 def test_plan_is_one_for_more_nodes_too() -> None:
     flags = ("--per_device_train_batch_size", "auto", "--global_batch_size", "1024")
     run = shipped("llava_1_5_7b-full-8xh100-zero3", *flags, "--gradient_accumulation_steps", "1")

@@ -61,6 +61,7 @@ def test_check_without_model_or_data_is_refused(flags: list[str], missing: str) 
             "2.safetensors": WEIGHTS,
             "consolidated.safetensors": POINTER,  # of no use to transformers
         },
+        {"config.json": b"{}", "model.safetensors": WEIGHTS, "model.gguf": b"GGUF"},
     ],
 )
 def test_check_of_a_model_folder_passes(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -72,6 +73,8 @@ def test_check_of_a_model_folder_passes(tmp_path: Path, files: dict[str, bytes])
     [
         ({}, "has no config.json; .*it is empty"),
         ({"a.txt": b""}, "has no config.json; .*it holds a.txt"),
+        ({"model.gguf": b"GGUF"}, "holds its weights as GGUF; unpack it into a folder: transf"),
+        ({"config.json": b"{}", "model.gguf": b"GGUF"}, "holds its weights as GGUF; unpack it"),
         ({"adapter_config.json": b"{}"}, "holds an adapter, not a model"),
         ({"config.json": POINTER}, "config.json is a Git-LFS pointer"),
         ({"config.json": b"{"}, "config.json is not valid JSON"),
@@ -96,6 +99,18 @@ def test_check_of_a_broken_model_folder_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         checked(model=folder(tmp_path / "model", files))
+
+
+@pytest.mark.parametrize(
+    ("name", "todo"),
+    [("model.gguf", "; unpack it into a folder: transf.*base-models.md"), ("a", "$")],
+)
+def test_check_of_a_file_in_place_of_a_model_is_refused(
+    tmp_path: Path, name: str, todo: str
+) -> None:
+    file = folder(tmp_path / "model", {name: b"GGUF"}) / name
+    with pytest.raises(ModelError, match=f"is a file; allowed: a model folder or a.* hub{todo}"):
+        checked(model=file)
 
 
 @pytest.mark.parametrize("flag", ["--model_name_or_path", "--processor_name_or_path"])

@@ -145,9 +145,9 @@ def test_run_whose_nodes_crash_in_a_step_and_in_a_save_comes_back(
     file = tiny_run(tmp_path, tiny_model("llama"))
     disturbances = [(STEP, 4, first_node_crashes), (SAVE, 6, second_node_crashes)]
     first, second, last = comes_back(cluster, file, disturbances, undisturbed)
-    # Where the script's own node is left, Slurm has told it that the job ends.
+    # Where the script's own node is left, Slurm tells it that the job ends, and it may even save.
     assert (first, last) == ("lost", "finished")
-    assert second in ("lost", "interrupted")
+    assert second in ("lost", "interrupted", "stopped")
 
 
 @pytest.mark.slow

@@ -178,6 +178,13 @@ def test_begin_after_a_launch_without_a_word_counts_it(
     assert (lost.kind, lost.step, lost.job) == (kind, 3, 7)
 
 
+def test_launches_of_a_damaged_file_are_those_that_can_be_read(job: TrainingJob) -> None:
+    file = RunDirectory.of(job.run).attempts_file
+    file.write_bytes(b"\xff\xfe\n")
+    append_attempts(file, [attempt("unknown")])
+    assert [one.kind for one in read_attempts(file)] == ["unknown"]
+
+
 def test_begin_beyond_the_cap_says_what_failed_last(job: TrainingJob) -> None:
     paths = RunDirectory.of(job.run)
     append_attempts(paths.attempts_file, [attempt("unknown")] * 3)

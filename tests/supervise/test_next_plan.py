@@ -51,6 +51,12 @@ def global_batch(run: Run, processes: int) -> int:
     return int(product) * processes
 
 
+def test_ladder_of_8_bit_weights_ends_before_zero3(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "--use_peft", "--load_in_8bit", "--gradient_checkpointing", "true")
+    run = with_settings(run, {"per_device_train_batch_size": 1})
+    assert [one.words for one in rungs(run, CPU)] == ["strategy zero2 instead of ddp"]
+
+
 def test_ladder_halves_the_micro_batch_then_checkpoints_then_shards(tmp_path: Path) -> None:
     run = run_of(
         tmp_path, "--per_device_train_batch_size", "4", "--gradient_checkpointing", "false"

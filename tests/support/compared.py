@@ -56,7 +56,8 @@ def adapter_run(folder: Path, model: Path, **values: Any) -> Path:
 def sailplan(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own."""
     command = [sys.executable, "-m", "sailplan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    options = {"timeout": 240, **options}
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def here(*arguments: str) -> tuple[int, str, str]:

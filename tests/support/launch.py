@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = "sailplan.train.sft_vlm"
@@ -36,7 +36,33 @@ def entry_script(cache: Path, env: dict[str, str] | None = None) -> Iterator[Ent
         cache: Where `datasets` keeps what it has read.
         env: The process's environment, where it is not this one's.
     """
-    command = [sys.executable, "-m", "tests.support.cases"]
+    with _answering("tests.support.cases", cache, env) as ask:
+        yield lambda arguments: ask(arguments)
+
+
+class Forked(Protocol):
+    """The entry script, called with flags and faults; each call is a process of its own."""
+
+    def __call__(self, arguments: list[str], *faults: dict[str, Any]) -> End:
+        """Returns how it ended: the exit code, or minus the signal that it was ended by."""
+
+
+@contextmanager
+def forked_entry_script(cache: Path) -> Iterator[Forked]:
+    """Starts a process that imports all that the entry script does, and forks for each call.
+
+    Args:
+        cache: Where `datasets` keeps what it has read.
+    """
+    with _answering("tests.support.forks", cache) as ask:
+        yield lambda arguments, *faults: ask([arguments, list(faults)])
+
+
+@contextmanager
+def _answering(
+    module: str, cache: Path, env: dict[str, str] | None = None
+) -> Iterator[Callable[[Any], End]]:
+    command = [sys.executable, "-m", module]
     env = {**(os.environ if env is None else env), "HF_DATASETS_CACHE": str(cache)}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
@@ -45,12 +71,12 @@ def entry_script(cache: Path, env: dict[str, str] | None = None) -> Iterator[Ent
         assert process.stdout is not None
         written, read = process.stdin, process.stdout
 
-        def run(arguments: list[str]) -> End:
-            written.write(json.dumps(arguments) + "\n")
+        def ask(question: Any) -> End:
+            written.write(json.dumps(question, default=str) + "\n")
             written.flush()
             return End(**json.loads(read.readline()))
 
-        yield run
+        yield ask
         written.close()
 
 

@@ -12,19 +12,8 @@ from PIL import Image
 
 from sailplan.files import folder
 from sailplan.run.config import Run
+from tests.matrix.planned import member_of
 from tests.support.launch import Entry, flags, losses
-
-FAMILIES = {
-    "Qwen/Qwen2-VL": "qwen2_vl",
-    "Qwen/Qwen2.5-VL": "qwen2_5_vl",
-    "Qwen/Qwen3-VL": "qwen3_vl",
-    "allenai/Molmo2": "molmo2",
-    "huggyllama/llama": "llama",
-    "llava-hf/llava-1.5": "llava",
-    "meta-llama/Llama-3.2-11B-Vision": "mllama",
-    "mistral-community/pixtral": "pixtral",
-}
-"""The family of a stand-in, by the beginning of the model's name on the hub."""
 
 
 def products(folder: Path) -> Path:
@@ -73,19 +62,48 @@ def instructions(folder: Path) -> Path:
     return file
 
 
+def chats(folder: Path) -> Path:
+    """Rows shaped like trl-lib/Capybara: other columns, and several turns."""
+    said = [("user", "Say {}."), ("assistant", "{}"), ("user", "Again?"), ("assistant", "{}!")]
+    rows = [
+        {
+            "source": "drawn",
+            "messages": [{"role": role, "content": text.format(n)} for role, text in said],
+            "num_turns": 2,
+        }
+        for n in range(8)
+    ]
+    file = folder / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 DATA: dict[str, Callable[[Path], Path]] = {
     "philschmid/amazon-product-descriptions-vlm": products,
     "HuggingFaceH4/llava-instruct-mix-vsft": conversations,
+    "trl-lib/Capybara": chats,
     "yahma/alpaca-cleaned": instructions,
 }
+RUNS = {file.stem: Run.from_file(file) for file in sorted(folder("launch").glob("*.yaml"))}
+
+
+def names() -> list[Any]:
+    """All run files; of those that follow no article, the first of each kind is not slow."""
+    found, seen = list[Any](), set[tuple[str, str]]()
+    for name, run in RUNS.items():
+        kind = name.split("-")[1], str(run.get("dataset_name"))
+        slow = run.is_set("method") and kind in seen
+        found.append(pytest.param(name, marks=pytest.mark.slow if slow else ()))
+        if run.is_set("method"):
+            seen.add(kind)
+    return found
 
 
 def stand_ins(run: Run, folder: Path, tiny_model: Callable[[str], Path]) -> dict[str, Any]:
     """Returns the flags that put a tiny model and drawn rows in the place of the hub's."""
     model = run.get("model_name_or_path")
-    (family,) = (family for begin, family in FAMILIES.items() if model.startswith(begin))
     values = {
-        "model_name_or_path": tiny_model(family),
+        "model_name_or_path": tiny_model(member_of(model)),
         "dataset_name": DATA[run.get("dataset_name")](folder),
         "output_dir": folder / "out",
         "max_steps": 2,
@@ -97,12 +115,11 @@ def stand_ins(run: Run, folder: Path, tiny_model: Callable[[str], Path]) -> dict
     )
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in folder("launch").glob("*.yaml")))
+@pytest.mark.parametrize("name", names())
 def test_run_file_trains_with_a_tiny_model_and_drawn_rows(
     tmp_path: Path, tiny_model: Callable[[str], Path], entry: Entry, name: str
 ) -> None:
-    file = folder("launch") / f"{name}.yaml"
-    run = Run.from_file(file)
+    file, run = folder("launch") / f"{name}.yaml", RUNS[name]
 
     end = entry(["--config", str(file), *flags(stand_ins(run, tmp_path, tiny_model))])
 

@@ -57,6 +57,8 @@ IN_THE_MIDDLE: dict[str, dict[str, Any]] = {
     "full": {},
     "logged less often than saved": {"logging_steps": 3},
     "lora with dropout": {"use_peft": True, "lora_dropout": 0.3},
+    "qlora": {"use_peft": True, "load_in_4bit": True, "dtype": "bfloat16"},
+    "8-bit lora": {"use_peft": True, "load_in_8bit": True},
     "accumulation, second epoch": {"max_steps": 16, "gradient_accumulation_steps": 2},
     "workers": {"dataloader_num_workers": 2},
     "stream": {"streaming": True},

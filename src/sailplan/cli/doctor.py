@@ -33,6 +33,12 @@ def doctor(
             "--quick", help="Leave out what takes seconds: libraries, compiling, the smoke test."
         ),
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Check a model instead: its folder or its name on the hub; fields may follow."
+        ),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option(help="Check a Slurm cluster instead: a profile's name or its file."),
@@ -51,8 +57,9 @@ def doctor(
 ) -> None:
     """Checks the machine, or what a run needs of it: ✓ right, ✗ wrong, – cannot be told here.
 
-    With --cluster it checks a Slurm cluster, by a job of about a minute. Ends with exit code 5
-    where anything is wrong.
+    With --cluster it checks a Slurm cluster, by a job of about a minute. With --model it checks
+    whether a model trains rightly: labels, image tokens, packing and merging, on a small copy of
+    it. Ends with exit code 5 where anything is wrong.
     """
     from sailplan.errors import RunFileError
     from sailplan.preflight.doctor import CHECKS, examine
@@ -60,6 +67,9 @@ def doctor(
     from sailplan.run.config import Run
     from sailplan.run.directory import RunDirectory
 
+    if model is not None:
+        _model(model, context.args, beside=run, json=json)
+        return
     wanted = None
     if run is not None and run.startswith("-"):
         raise RunFileError(f"{run} without a run file", todo="name the run file first")
@@ -73,6 +83,17 @@ def doctor(
         raise RunFileError("--nodes and --folder without --cluster", todo="name a profile")
     lines = examine(Subject.of(wanted), quick=quick)
     _print(lines, [check.name for check in CHECKS], json=json)
+
+
+def _model(name: str, flags: Sequence[str], *, beside: str | None, json: bool) -> None:
+    from sailplan.errors import RunFileError
+    from sailplan.preflight.model.doctor import NAMES, examine
+    from sailplan.run.config import Run
+
+    if beside is not None:
+        raise RunFileError(f"--model beside {beside}", todo="name a model or a run")
+    run = Run.from_flags(["--model_name_or_path", name, *flags])
+    _print(examine(run), NAMES, json=json)
 
 
 def _cluster(

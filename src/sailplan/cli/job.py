@@ -90,6 +90,7 @@ def _after_training(here: Inside, max_restarts: int, code: int, *, asked: bool) 
     Raises:
         SailplanError: The next launch cannot be made ready.
     """
+    from sailplan.errors import SailplanError
     from sailplan.hardware.detect import detect
     from sailplan.preflight.ready import preparing
     from sailplan.run.config import Run
@@ -109,8 +110,12 @@ def _after_training(here: Inside, max_restarts: int, code: int, *, asked: bool) 
         changed=settled_before(run, machine)[0],
     )
     training = TrainingJob.of(run, here, max_restarts=max_restarts)
-    # What a user wants to end does not come back, whoever else has asked it to stop.
-    word = training.end(attempts, code, asked=asked and not here.is_cancelled)
+    try:
+        # What a user wants to end does not come back, whoever else has asked it to stop.
+        word = training.end(attempts, code, asked=asked and not here.is_cancelled)
+    except SailplanError as error:
+        here.end(error.exit_code, str(error))
+        raise
     if word in ("finished", "stopped", "failed"):
         state = read_state(here.paths.state_file)
         here.end((state.exit_code or 0) if state else code, state.why if state else "")

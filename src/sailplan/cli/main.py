@@ -24,6 +24,7 @@ VERBS = {
     "cancel": "Ends a run: has it save and stop, and takes its waiting jobs away.",
     "fetch": "Gets what a run needs of the hub, so that it trains where there is no network.",
     "inspect": "Shows what a run trains on, token by token, and what is wrong with its data.",
+    "families": "Lists the families of models: how each trains, and the run file to start from.",
     "doctor": "Checks the machine, or what a run needs of it, and says what to do.",
     "demo": "Does the whole loop on any machine: draws data, trains a small model, compares.",
     "compare": "Has base and tuned model answer held-out rows, and says which is better.",

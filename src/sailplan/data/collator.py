@@ -86,7 +86,7 @@ class Collator:
         elif self._dummy_image and not any(images):
             self._add_dummy(ids, labels, images)
         batch = (self._pad if self.positions is None else self._pack)(ids, labels)
-        batch |= self._pixels.types(batch["input_ids"])
+        batch |= self._pixels.types(batch)
         if any(images):
             batch |= self._pixels.inputs(images, batch["input_ids"])
         if self.positions is not None:

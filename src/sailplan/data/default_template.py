@@ -7,7 +7,7 @@ from typing import Any
 from sailplan.data.formats import Format
 from sailplan.data.sources import Rows
 from sailplan.errors import DataError
-from sailplan.model.families import tokenizer_of
+from sailplan.model.families import Family, tokenizer_of
 from sailplan.model.templates import DEFAULT, built_in
 
 
@@ -19,13 +19,16 @@ def is_chat(format: Format, rows: Rows) -> bool:
         return False
 
 
-def complete_template(processor: Any, *, chat: bool) -> list[str]:
-    """Gives a processor the default template where it has none and the data are chats.
+def complete_template(processor: Any, family: Family, *, chat: bool) -> list[str]:
+    """Gives a processor the family's own template where it has none and the data are chats.
+
+    Most families have none of their own, and get the default.
 
     It is saved with the processor, so that who loads the tuned model asks it as it was trained.
 
     Args:
         processor: The processor or tokenizer, changed in place.
+        family: The model's family.
         chat: Whether the data are chats.
 
     Returns:
@@ -34,8 +37,9 @@ def complete_template(processor: Any, *, chat: bool) -> list[str]:
     has_one = getattr(processor, "chat_template", None) or tokenizer_of(processor).chat_template
     if has_one or not chat:
         return []
-    processor.chat_template = built_in(DEFAULT, processor).text
+    name = family.own_template or DEFAULT
+    processor.chat_template = built_in(name, processor).text
     return [
-        f"chat template: {DEFAULT}, since the model has none; it is saved with the model "
+        f"chat template: {name}, since the model has none; it is saved with the model "
         "(chat_template_path takes another)"
     ]

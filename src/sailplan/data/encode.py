@@ -24,8 +24,9 @@ from sailplan.data.labels import (
     mark_segments,
 )
 from sailplan.data.media import ImageExpander, Size
+from sailplan.data.prefix import framed, last_answer, require_image
 from sailplan.data.sample import Sample
-from sailplan.errors import DataError, ModelError
+from sailplan.errors import DataError, ModelError, RunFileError
 from sailplan.model.families import Family, tokenizer_of
 
 _NO_LIMIT_TOKENS = 10**9
@@ -79,7 +80,7 @@ class Encoder:
                 f"{type(self._tokenizer).__name__} gives no character offsets",
                 todo="save the model with a fast tokenizer (tokenizer.json)",
             )
-        token = getattr(processor, "image_token", None)
+        token = family.image_token(processor)
         self._image_id = -1 if token is None else self._tokenizer.convert_tokens_to_ids(token)
         self.untrained_ids = family.untrained_token_ids(processor)
         self.endings = Endings.of(processor, self.untrained_ids)
@@ -91,11 +92,22 @@ class Encoder:
 
         Trained is the assistant alone, and the completion alone, unless `assistant_only_loss` or
         `completion_only_loss` is written as false.
+
+        Raises:
+            RunFileError: That is written for a prefix language model.
         """
+        names = ("assistant_only_loss", "completion_only_loss")
+        written = [name for name in names if run.get(name) is False]
+        if written and family.prefix_lm:
+            raise RunFileError(
+                f"{written[0]}: false for {family.name}, whose prompt sees itself in both "
+                "directions: there is nothing to predict in it",
+                todo="leave it out",
+            )
         return cls(
             processor,
             family,
-            everything=False in (run.get("assistant_only_loss"), run.get("completion_only_loss")),
+            everything=bool(written),
             max_length=run.get("max_length"),
             truncate=run.get("over_length") == "truncate_text",
         )
@@ -119,7 +131,10 @@ class Encoder:
                 chat template refuses it.
             ModelError: The model has no chat template, or lacks embeddings for its own tokens.
         """
+        require_image(self.family, len(sizes))
         marked = self.mark(sample)
+        if self.family.prefix_lm:
+            marked = framed(marked, self.processor.image_token, self._tokenizer.bos_token)
         expanded = self.expander.expand(marked.text, marked.spans, sizes)
         ids, offsets = self._tokenize(expanded.text, is_chat=bool(sample["messages"]))
         labels = label_tokens(
@@ -181,9 +196,10 @@ class Encoder:
             ModelError: The model has no chat template.
         """
         if sample["messages"]:
-            return mark_conversation(
+            marked = mark_conversation(
                 sample["messages"], self.template, self.endings, everything=self.everything
             )
+            return last_answer(marked) if self.family.prefix_lm else marked
         return mark_segments(sample["segments"], self.endings, everything=self.everything)
 
     def _tokenize(self, text: str, *, is_chat: bool) -> tuple[list[int], list[tuple[int, int]]]:

@@ -17,6 +17,7 @@ from transformers.models.mllama.processing_mllama import (
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
 from sailplan.data.media import ImageExpander, process_images
+from sailplan.data.prefix import token_types
 from sailplan.errors import DataError
 from sailplan.model.families import Family, tokenizer_of
 
@@ -61,13 +62,21 @@ class ImageInputs:
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return np.asarray(ids, dtype=np.int64), Image.new("RGB", DUMMY_SIZE)
 
-    def types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns which tokens are text, image and video, where the family wants to know."""
+    def types(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns of what kind each token is, where the family wants to know.
+
+        That is text, image or video; of a prefix language model prompt or answer.
+
+        Args:
+            batch: The ids, and of a prefix language model the labels and the mask.
+        """
+        if self._family.prefix_lm:
+            return {"token_type_ids": token_types(batch)}
         if not self.has_images or not self._processor.return_mm_token_type_ids:
             return {}
         names = self._processor.model_input_names
         name = "token_type_ids" if "token_type_ids" in names else "mm_token_type_ids"
-        types = self._processor.create_mm_token_type_ids(input_ids.tolist())
+        types = self._processor.create_mm_token_type_ids(batch["input_ids"].tolist())
         return {name: torch.tensor(types)}
 
     def inputs(
@@ -108,10 +117,10 @@ class ImageInputs:
         return pixels
 
     def _check(self, replacements: Sequence[str], input_ids: torch.Tensor) -> None:
-        token_id = self._family.image_token_id
-        if token_id is None:  # the model itself then says that they do not fit
+        token = self._family.image_token(self._processor)
+        if token is None:  # the model itself then says that they do not fit
             return
-        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        token_id = self._tokenizer.convert_tokens_to_ids(token)
         expected = sum(text.count(token) for text in replacements)
         found = int((input_ids == token_id).sum())
         if expected != found:

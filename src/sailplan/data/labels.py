@@ -203,11 +203,17 @@ def _by_markers(
 
 
 def _behind_prompt(text: str, span: Span, prompt: str | None) -> Span:
-    """Cuts off what the generation prompt holds already: some markers enclose the role header."""
+    """Cuts off what the generation prompt holds already: some markers enclose the role header.
+
+    LLaVA-OneVision's header differs from that of its prompt, and only ends in the same line break.
+    """
     start, end = span
-    if prompt is not None and text.startswith(prompt) and len(prompt) < end:
-        start = max(start, len(prompt))
-    return start, end
+    if prompt is None:
+        return span
+    if text.startswith(prompt):
+        return (max(start, len(prompt)), end) if len(prompt) < end else span
+    closing = prompt[len(prompt.rstrip()) :]
+    return (start + len(closing), end) if text.startswith(closing, start) else span
 
 
 def _by_prefixes(

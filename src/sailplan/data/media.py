@@ -170,7 +170,7 @@ class ImageExpander:
             DataError: There are more or fewer placeholders than images.
         """
         token = getattr(self._processor, "image_token", None)
-        if token is None:
+        if token is None or not self._family.is_vision:  # Gemma 3's tokenizers all name one
             if sizes:
                 raise DataError(
                     f"a row with images for {self._family.name}, which sees none",

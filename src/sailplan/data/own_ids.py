@@ -11,6 +11,7 @@ import numpy as np
 from sailplan.data.encode import Encoder
 from sailplan.data.formats import Format
 from sailplan.data.images import ImageOpener
+from sailplan.data.prefix import split
 from sailplan.data.sources import Rows
 from sailplan.data.streaming import EncodedStream, Stream
 from sailplan.data.token_rows import column
@@ -49,12 +50,16 @@ def difference(
     processor, tokenizer = encoder.processor, tokenizer_of(encoder.processor)
     sample = format.sample(raw)
     images: Any = [opener.open(reference, entry) for reference in sample["images"]]
-    text = encoder.mark(sample).text
+    marked = encoder.mark(sample)
+    text, options = marked.text, dict[str, Any]()
+    if encoder.family.prefix_lm:  # the processor puts EOS behind an answer itself
+        text, answer = split(marked)
+        options["suffix"] = [answer.removesuffix(tokenizer.eos_token)]
     bos = tokenizer.bos_token
     complete = bool(bos and text.startswith(bos)) or (
         processor is tokenizer and bool(sample["messages"])
     )
-    options: dict[str, Any] = {"add_special_tokens": not complete}
+    options["add_special_tokens"] = not complete
     if images:
         options["images"] = [images] if encoder.family.nested_images else images
     own = [int(token) for token in processor(text=[text], **options)["input_ids"][0]]

@@ -79,4 +79,4 @@ def patches_per_token(processor: Any, family: Family) -> float:
         )
         side = side if isinstance(side, int) else side["height"]
         patches = pixels[..., 0, :, :].numel() / side**2
-    return float(patches) / max(1, text.count(processor.image_token))
+    return float(patches) / max(1, text.count(family.image_token(processor) or ""))

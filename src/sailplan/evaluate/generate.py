@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sailplan.data.prefix import require_image
 from sailplan.data.sample import Message
 from sailplan.errors import DataError
 from sailplan.evaluate.comparison import Answer
@@ -108,7 +109,7 @@ def _inputs(speaker: Speaker, questions: Sequence[Question]) -> Any:
     processor, tokenizer = speaker.processor, tokenizer_of(speaker.processor)
     texts = [_text(speaker, question) for question in questions]
     for text, question in zip(texts, questions, strict=True):
-        _check_images(processor, text, question)
+        _check_images(speaker, text, question)
     # As in training: BOS is the tokenizer's to add, unless the template wrote it.
     is_chat = bool(questions[0].messages)
     begun = texts[0].startswith(tokenizer.bos_token or "\0")
@@ -125,6 +126,7 @@ def _inputs(speaker: Speaker, questions: Sequence[Question]) -> Any:
     # A list for each question, of none where it has no image: so every family knows whose they are.
     images = [list(question.images) for question in questions]
     batch = processor(text=texts, images=images if any(images) else None, **settings)
+    batch.pop("labels", None)  # PaliGemma's processor makes some, of nothing
     return batch.to(speaker.model.device, speaker.model.dtype)
 
 
@@ -142,8 +144,9 @@ def _text(speaker: Speaker, question: Question) -> str:
     return speaker.template.render(question.messages, add_generation_prompt=True)
 
 
-def _check_images(processor: Any, text: str, question: Question) -> None:
-    token = getattr(processor, "image_token", None)
+def _check_images(speaker: Speaker, text: str, question: Question) -> None:
+    require_image(family_of(speaker.model.config), len(question.images))
+    token = getattr(speaker.processor, "image_token", None)
     if token is None and question.images:
         raise DataError("images for a model that sees none", todo="leave them out")
     places = text.count(token) if token else 0

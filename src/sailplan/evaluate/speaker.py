@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sailplan.data.chat_template import ChatTemplate
+from sailplan.data.default_template import complete_template
 from sailplan.data.labels import Endings
 from sailplan.data.sample import Message, Part
 from sailplan.errors import ModelError
@@ -101,6 +102,9 @@ def load_speaker(
             flags += ["--processor_name_or_path", adapter]
     run = Run.from_flags(flags)
     processor, model = load_processor(run), load_model(run)
+    family = family_of(model.config)
+    if family.own_template:  # base models of others are asked with no template of ours
+        complete_template(processor, family, chat=True)
     if adapter is None:
         return Speaker.of(model, processor)
     return Speaker.of(put_on(model, Path(adapter).expanduser()), processor)

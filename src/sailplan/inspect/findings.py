@@ -60,6 +60,9 @@ RULES: dict[str, Rule] = {
     "placeholder-mismatch": _error(
         "image placeholders and images differ in number", "write one placeholder for each image"
     ),
+    "no-image": _error(
+        "no image, for a model that takes no text without one", "drop the row, or train another"
+    ),
     "images-unseen": _error("images for a model that sees none", "train a vision-language model"),
     "image-missing": _error("an image is not where the row says", "copy it there, or drop the row"),
     "image-broken": _error("an image cannot be read", "get the file again, or drop the row"),

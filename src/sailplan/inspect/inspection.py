@@ -120,8 +120,9 @@ def inspect_run(
     rows = load_rows(run)
     format = resolve_format(run, rows)
     opener = image_opener(run, rows)
-    notes = [*run.differences(), *complete_template(processor, chat=is_chat(format, rows))]
     family = grown(family_of(load_config(run)), added_ids)
+    told = complete_template(processor, family, chat=is_chat(format, rows))
+    notes = [*run.differences(), *told]
     settings = batching_of(run, family)
     encoder = Encoder.of(run, processor, family)
 

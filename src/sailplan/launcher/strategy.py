@@ -11,6 +11,7 @@ from sailplan.errors import HardwareError, LaunchError, RunFileError
 from sailplan.hardware.detect import Machine
 from sailplan.launcher.preset import Preset, asked_preset, named_preset
 from sailplan.run.config import Run
+from sailplan.run.quantised import precision_of, refuse_undivided
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +61,8 @@ def divide(run: Run, machine: Machine) -> Division:
     if without_gpu and preset.strategy == "fsdp2":
         got = "strategy fsdp2 on the CPU, where accelerate would silently train as ddp"
         raise HardwareError(got, allowed="single, ddp, zero1, zero2, zero3, zero3_offload")
-    if run.get("load_in_8bit") and preset.strategy == "fsdp2":
-        got = "load_in_8bit with strategy fsdp2, which cannot shard 8-bit weights"
-        raise RunFileError(got, allowed="ddp, or load_in_4bit")
+    precision = precision_of(bf16=run.get("bf16"), fp16=run.get("fp16"))
+    refuse_undivided(run, preset.strategy, precision=precision)
     lacks_compiler = without_gpu and not machine.cpu_zero.value
     if lacks_compiler and nodes == 1 and preset.strategy.startswith("zero"):
         reason = f"{preset.strategy} cannot start on the CPU: {machine.cpu_zero.reason}"

@@ -88,6 +88,25 @@ class Quantised:
         found: torch.Tensor = functional.dequantize_4bit(packed, state)
         return found.view(weight.shape)
 
+    def at_once(self, weight: torch.Tensor) -> torch.Tensor:
+        """Returns the whole weight as bitsandbytes itself quantises and dequantises it.
+
+        As it does on a GPU: where rows are not whole blocks, its kernel for a CPU (0.50) reads the
+        scales of other blocks.
+        """
+        from bitsandbytes import functional
+
+        if self.bits == 8:
+            return self.dequantised(weight, 0)
+        packed, state = functional.quantize_4bit(
+            weight.to(getattr(torch, self.dtype)).reshape(-1, self.columns),
+            blocksize=BLOCK,
+            compress_statistics=self.nested,
+            quant_type=self.kind,
+        )
+        found: torch.Tensor = functional.dequantize_4bit(packed, state)
+        return found.view(weight.shape)
+
     def _scales(self) -> torch.Tensor:
         with _ONE_AT_A_TIME:
             return _nested_scales(self.source, self.dtype)

@@ -20,6 +20,7 @@ from sailplan.checkpoint import hub_folder, safetensors
 from sailplan.checkpoint.stored import part_of
 from sailplan.errors import CheckpointError
 from sailplan.merge import write
+from sailplan.merge.dequantize import Quantised
 from sailplan.merge.reader import Reader
 from sailplan.merge.tensor_plan import Shard, TensorPlan
 
@@ -198,6 +199,8 @@ def _merged_by_peft(adapter: Path, model: nn.Module, module: TensorPlan) -> torc
     with Reader() as reader:
         weight = reader.read(module.source.segments).reshape(module.shape)
     wide = torch.promote_types(weight.dtype, getattr(torch, module.dtype))
+    if isinstance(module.delta, Quantised):
+        weight = module.delta.at_once(weight)
     return recompute(adapter, model, module.name, weight.to(wide))
 
 

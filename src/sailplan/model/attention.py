@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
+from sailplan.errors import RunFileError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sailplan.model.families import Family
     from sailplan.model.precision import Device
 
 FLASH = "flash_attention_2"
+_CAUSAL = "its images are seen in both directions, for which flash-attention has no mask"
 
 
 def choose_attention(
@@ -19,6 +23,7 @@ def choose_attention(
     model_class: type[PreTrainedModel],
     device: Device,
     half_precision: bool,
+    family: Family,
 ) -> tuple[str, str]:
     """Returns the implementation and the reason for it; the caller prints both.
 
@@ -29,15 +34,42 @@ def choose_attention(
         device: Where it will train.
         half_precision: Whether attention will see bf16 or fp16, by the weights' dtype or by
             mixed precision; flash-attention takes nothing else.
+        family: Its family.
+
+    Raises:
+        RunFileError: Flash-attention is written for a family that it would compute wrongly.
     """
     if requested not in (None, "auto"):
+        check_masks(str(requested), family.name, both_ways=family.sees_both_ways)
         return str(requested), "written in the run file"
     missing = _flash_obstacle(model_class, device, half_precision)
+    if family.sees_both_ways:
+        missing = _CAUSAL
     if missing is None:
         return FLASH, f"flash-attn is installed and {device.name} runs it"
     if model_class._supports_sdpa:
         return "sdpa", f"no flash-attention: {missing}"
     return "eager", f"no flash-attention: {missing}; the model does not support sdpa either"
+
+
+def check_masks(requested: str, name: str, *, both_ways: bool) -> None:
+    """Refuses an implementation that would drop what the family needs of its masks.
+
+    transformers drops it without a word (5.23, `flash_attention_mask`).
+
+    Args:
+        requested: The run's `attn_implementation`.
+        name: The family's name.
+        both_ways: Whether some of its tokens attend to later ones.
+
+    Raises:
+        RunFileError: They do, and it is flash-attention.
+    """
+    if both_ways and requested.startswith("flash"):
+        raise RunFileError(
+            f"attn_implementation {requested} for {name}: {_CAUSAL}",
+            allowed="sdpa, eager, or auto",
+        )
 
 
 def _flash_obstacle(

@@ -39,16 +39,21 @@ _NESTED_IMAGES = _PIXELS_BY_ROW | {"llava_onevision"}
 _CROSS_ATTENTION = frozenset({"mllama"})
 # Why samples cannot share a row: without a mask of tokens × tokens they would see each other.
 _BOTH_WAYS = "its image tokens attend to each other in both directions"
-_UNPACKABLE = {
-    "mllama": "every token of a row sees all images of the row",
-    **dict.fromkeys(("gemma3", "gemma3n", "molmo2", "paligemma"), _BOTH_WAYS),
-}
+_SEE_BOTH_WAYS = frozenset({"gemma3", "gemma3n", "molmo2", "paligemma"})
+_UNPACKABLE = {"mllama": "every token of a row sees all images of the row"}
 _PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 # Reads an image of one token as none of several (transformers 5.23, `Mistral3PatchMerger`).
 _MIN_IMAGE_TOKENS = {"mistral3": 2}
 # Their processor puts the beginning of a text there itself, and the end of one where there is none
 # (transformers 5.23, `Molmo2Processor.__call__`).
 _OPENED_BY_PROCESSOR = frozenset({"molmo2"})
+# All of the prompt is seen both ways, and the processor puts BOS behind the images and a line break
+# behind the prompt (transformers 5.23, `PaliGemmaProcessor.prepare_inputs_layout`).
+_PREFIX_LM = frozenset({"paligemma"})
+# Their processor takes no text without an image (`PaliGemmaProcessor.validate_inputs`).
+_NEEDS_IMAGES = frozenset({"paligemma"})
+# Published without a chat template: the one of sailplan's that says what their processor takes.
+_OWN_TEMPLATES = {"paligemma": "paligemma"}
 # Their vision features are taken before these modules, which therefore never train.
 _UNUSED_TOWER_MODULES = {
     "clip_vision_model": ("post_layernorm",),
@@ -80,6 +85,15 @@ class Family:
     """Whether it returns a row of pixels for each sample."""
     packing_obstacle: str | None
     """Why several samples cannot stand in one row; None where they can."""
+    sees_both_ways: bool
+    """Whether some tokens attend to later ones, for which flash-attention has no mask."""
+    prefix_lm: bool
+    """Whether the prompt is a prefix that sees itself both ways, told from the answer by
+    `token_type_ids` (0 and 1) and written by the processor: images, BOS, words, a line break."""
+    needs_images: bool
+    """Whether every sample must have an image."""
+    own_template: str | None
+    """The chat template that sailplan brings for it; None where its models bring theirs."""
     sliding_window_tokens: int | None
     """How far back some layers see; None where all see everything."""
     cross_attention: bool
@@ -92,6 +106,18 @@ class Family:
     """The id in whose places image features are put, in cross-attention where an image stands."""
     media_token_ids: frozenset[int]
     """Ids that the config names as standing for, or around, images, video and audio."""
+
+    def image_token(self, processor: Any) -> str | None:
+        """Returns the token of `image_token_id`; None of a model that sees none.
+
+        The processors of Gemma 3 and Molmo 2 call another one so, which gives way to it.
+
+        Args:
+            processor: The model's processor, or its tokenizer for a text-only model.
+        """
+        if self.image_token_id is None:
+            return None
+        return str(tokenizer_of(processor).convert_ids_to_tokens(self.image_token_id))
 
     def untrained_token_ids(self, processor: Any) -> frozenset[int]:
         """Returns the ids that are never trained on: everything that stands for or frames media.
@@ -157,6 +183,10 @@ def family_of(config: Any) -> Family:
         nested_images=name in _NESTED_IMAGES,
         pixels_by_row=name in _PIXELS_BY_ROW,
         packing_obstacle=_packing_obstacle(name, text),
+        sees_both_ways=sees_both_ways(name, _bidirectional(text)),
+        prefix_lm=name in _PREFIX_LM,
+        needs_images=name in _NEEDS_IMAGES,
+        own_template=_OWN_TEMPLATES.get(name),
         sliding_window_tokens=_sliding_window(text),
         cross_attention=name in _CROSS_ATTENTION,
         min_image_tokens=_MIN_IMAGE_TOKENS.get(name, 1),
@@ -177,10 +207,25 @@ def _image_token_id(config: Any) -> int | None:
     return next((value for value in values if isinstance(value, int)), None)
 
 
+def sees_both_ways(name: str, bidirectional: Any) -> bool:
+    """Tells whether some tokens of a family attend to later ones.
+
+    Args:
+        name: The config's `model_type`.
+        bidirectional: What its language model's config says of `use_bidirectional_attention`:
+            "vision" in some Gemma 4.
+    """
+    return name in _SEE_BOTH_WAYS or bool(bidirectional)
+
+
+def _bidirectional(text: Any) -> Any:
+    return getattr(text, "use_bidirectional_attention", None)
+
+
 def _packing_obstacle(name: str, text: Any) -> str | None:
     if name in _UNPACKABLE:
         return _UNPACKABLE[name]
-    if getattr(text, "use_bidirectional_attention", None):  # "vision" in some Gemma 4
+    if sees_both_ways(name, _bidirectional(text)):
         return _BOTH_WAYS
     kinds = {*(getattr(text, "layer_types", None) or ())} - _PLAIN_LAYERS
     if getattr(text, "attention_chunk_size", None):

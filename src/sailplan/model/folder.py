@@ -15,6 +15,11 @@ _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _TOKENIZER = "tokenizer.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; `.index.json` behind each names its shards."""
+_KINDS = ("*.safetensors", "*.bin")
+_UNPACK_GGUF = (
+    "unpack it into a folder: transformers' from_pretrained(folder, gguf_file=file), then "
+    "save_pretrained (docs/base-models.md)"
+)
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -26,7 +31,10 @@ def check_path(name: str) -> None:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        raise ModelError(f"{name} is a file", allowed="a model folder or a name on the hub")
+        todo = _UNPACK_GGUF if path.suffix == ".gguf" else ""
+        raise ModelError(
+            f"{name} is a file", allowed="a model folder or a name on the hub", todo=todo
+        )
     # A hub name is NAME or OWNER/NAME.
     is_path = name.startswith((".", "~", "/")) or name.count("/") > 1 or name.endswith("/")
     if is_path and not path.is_dir():
@@ -40,11 +48,16 @@ def check_folder(name: str) -> None:
     """Checks that `name` is a model's folder, or can only be a name on the hub.
 
     Raises:
-        ModelError: It is a path without a folder behind it, or a folder without a model.
+        ModelError: It is a path without a folder behind it, or a folder without a model that
+            training reads.
     """
     check_path(name)
     path = Path(name).expanduser()
-    if not path.is_dir() or (path / _CONFIG).is_file():
+    if not path.is_dir():
+        return
+    if list(path.glob("*.gguf")) and not any(list(path.glob(kind)) for kind in _KINDS):
+        raise ModelError(f"model folder {name} holds its weights as GGUF", todo=_UNPACK_GGUF)
+    if (path / _CONFIG).is_file():
         return
     if (path / _ADAPTER).is_file():
         raise ModelError(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sailplan.checkpoint.hub_folder import is_model
 from sailplan.errors import ModelError
 from sailplan.model.attention import FLASH, choose_attention
+from sailplan.model.families import family_of
 from sailplan.model.folder import explain
 from sailplan.model.pixels import within_budget
 from sailplan.model.precision import find_device, mixed_precision
@@ -43,8 +44,9 @@ def load_model(
     warns. An adapter is loaded by Trainer, over the base model.
 
     On GPUs the weights go straight to this process's device. Under ZeRO-3 an unquantised model
-    loads under `zero.Init`, shard by shard, from rank 0's mapped file; a quantised one is loaded
-    whole, packed, by each rank, and DeepSpeed partitions it before the first step.
+    loads under `zero.Init`, shard by shard, from rank 0's mapped file; one of 4 bits is loaded
+    whole, packed, by each rank, and DeepSpeed partitions it before the first step. It cannot
+    partition 8-bit weights (`sailplan.run.quantised`).
 
     Args:
         run: The run.
@@ -65,7 +67,7 @@ def load_model(
     pad_id = getattr(text, "pad_token_id", None)
     no_pad = pad_id is not None and pad_id < 0
     dtype = _dtype(run, config)
-    implementation, _ = _attention(run, model_class, dtype)
+    implementation, _ = _attention(run, config, model_class, dtype)
     # sdpa is transformers' own default, and left to it: a part that lacks it falls to eager.
     options = source_options(run)
     if implementation == FLASH or run.get("attn_implementation") not in (None, "auto"):
@@ -104,7 +106,7 @@ def load_model(
 def attention(run: Run) -> tuple[str, str]:
     """Returns the attention implementation that `load_model` takes, and the reason for it."""
     config = load_config(run)
-    return _attention(run, classes(config, model_name(run))[1], _dtype(run, config))
+    return _attention(run, config, classes(config, model_name(run))[1], _dtype(run, config))
 
 
 def quantization_config(run: Run, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -162,13 +164,16 @@ def _dtype(run: Run, config: PretrainedConfig) -> torch.dtype:
     return dtype
 
 
-def _attention(run: Run, model_class: type[PreTrainedModel], dtype: torch.dtype) -> tuple[str, str]:
+def _attention(
+    run: Run, config: PretrainedConfig, model_class: type[PreTrainedModel], dtype: torch.dtype
+) -> tuple[str, str]:
     device = find_device(use_cpu=bool(run.get("use_cpu")))
     return choose_attention(
         run.get("attn_implementation"),
         model_class=model_class,
         device=device,
         half_precision=mixed_precision(run, device) is not None or dtype.itemsize == 2,
+        family=family_of(config),
     )
 
 

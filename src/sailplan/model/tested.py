@@ -42,8 +42,10 @@ class Results:
 
 
 @cache
-def results() -> Results:
-    """Returns the results of the last whole run."""
+def results() -> Results | None:
+    """Returns the results of the last whole run; None where none are recorded."""
+    if not RESULTS.is_file():
+        return None
     record = json.loads(RESULTS.read_text(encoding="utf-8"))
     return Results(
         versions=record["versions"], cells=tuple(Tested(**cell) for cell in record["cells"])

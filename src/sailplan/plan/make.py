@@ -33,6 +33,7 @@ from sailplan.plan.simulation.profiles import Profiles, Simulate, simulate_reall
 from sailplan.plan.workload import Workload
 from sailplan.run.blocks import Strategy
 from sailplan.run.method import AUTO, METHODS, MICRO_BATCH, method_of, with_method
+from sailplan.run.quantised import precision_of, refuse_undivided, whole_under
 
 if TYPE_CHECKING:
     from sailplan.run.config import Run
@@ -157,9 +158,10 @@ class Planner:
         if not micros:
             got = f"global_batch_size {wanted} over {ranks} ranks accumulating {accumulated}"
             raise RunFileError(got, todo="drop gradient_accumulation_steps")
+        if self.strategy:
+            precision = precision_of(bf16=run.get("bf16"), fp16=run.get("fp16"))
+            refuse_undivided(run, self.strategy, precision=precision)
         open_strategies = SHARDED if ranks > 1 else ALONE
-        if run.get("load_in_8bit"):  # DeepSpeed's stages refuse or ignore 8-bit weights
-            open_strategies = open_strategies[:1]
         if self._ddp_would_lose_precision():
             open_strategies = open_strategies[1:]
         if not self.offload:
@@ -221,6 +223,7 @@ class Planner:
             gpus_per_node=self.card.gpus_per_node,
             data=self.data,
             batch=lambda workload, micro: batches(micro, workload.attention),
+            impossible=whole_under(self.run),
             memory_factor=self.corrections.memory,
             time_factor=self.corrections.time,
         )

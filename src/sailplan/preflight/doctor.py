@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +55,38 @@ class Line:
         """Returns it as `--json` prints it."""
         found = asdict(self.finding)
         return {"check": self.name, **found, "seconds": round(self.seconds, 3)}
+
+
+class Lines:
+    """Gives findings their names, in order, and the seconds that each took.
+
+    Args:
+        names: Of all lines.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = iter(names)
+        self._since = time.monotonic()
+
+    def of(self, find: Callable[[], Finding]) -> Line:
+        """Returns the next line."""
+        return self._line(find())
+
+    def all(self, findings: Iterator[Finding]) -> Iterator[Line]:
+        """Yields a line for each finding."""
+        yield from map(self._line, findings)
+
+    def rest(self, why: str) -> Iterator[Line]:
+        """Yields the lines that are left, which cannot be told."""
+        yield from (
+            Line(name=name, finding=unchecked(why), seconds=0.0) for name in list(self._names)
+        )
+
+    def _line(self, finding: Finding) -> Line:
+        now = time.monotonic()
+        line = Line(name=next(self._names), finding=finding, seconds=now - self._since)
+        self._since = now
+        return line
 
 
 def examine(

@@ -58,7 +58,7 @@ _ASKED = ("finished", "interrupted", "stopped")
 def read_attempts(path: Path) -> list[Attempt]:
     """Returns the launches that are written down, the first one first."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []

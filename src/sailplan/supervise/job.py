@@ -138,7 +138,7 @@ class TrainingJob:
         )
         if word == "requeue":
             self._tell_of_requeue(ending, fruitless)
-        elif word == "failed" and fruitless > self.max_restarts:
+        elif word == "failed" and fruitless > self.max_restarts and ending.kind != "user":
             print(f"given up: max_restarts is {self.max_restarts}", file=sys.stderr, flush=True)
         if word == "failed" and ending.kind == "stopped":
             why = (

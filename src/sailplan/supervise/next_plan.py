@@ -16,6 +16,7 @@ from sailplan.plan.choice.choose import choose
 from sailplan.plan.record import Plan
 from sailplan.run.config import Run
 from sailplan.run.method import AUTO, MICRO_BATCH
+from sailplan.run.quantised import whole_under
 
 ACCUMULATION = "gradient_accumulation_steps"
 CHECKPOINTING = "gradient_checkpointing"
@@ -187,8 +188,8 @@ def _rung(run: Run, failed: Failed) -> Next | None:
     if not run.get(CHECKPOINTING) and not loads:
         return _next(run, failed, {CHECKPOINTING: True})
     further = {**_SHARDS_MORE, **(_INTO_HOST if failed.on_gpu else {})}.get(failed.strategy)
-    if further is None or not failed.may_change_strategy or run.get("load_in_8bit"):
-        return None  # DeepSpeed's stages refuse or ignore 8-bit weights
+    if further is None or not failed.may_change_strategy or further in whole_under(run):
+        return None
     return _next(run, failed, {STRATEGY: further})
 
 

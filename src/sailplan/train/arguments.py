@@ -8,6 +8,7 @@ itself (truncate, mask, pack) is therefore switched off here, whatever the run f
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sailplan.hub.access import check_push
 from sailplan.model.precision import find_device, fit_to_device
 from sailplan.run.config import Run
 from sailplan.run.directory import RunDirectory
+from sailplan.run.quantised import precision_of, refuse_undivided
 from sailplan.train.evaluation import evaluation_arguments
 from sailplan.train.guards.hang.beats import FIRST_STEP
 from sailplan.train.optimizer_check import check_optimizer
@@ -80,6 +82,8 @@ def training_arguments(run: Run) -> tuple[SFTConfig, list[str]]:
     ours = {**_OURS, "output_dir": str(RunDirectory.of(run).path), "ddp_timeout": collective_s}
     args = run.arguments(SFTConfig, **{**unset, **fitted, **ours, **evaluation_arguments(run)})
     _check_trackers(args.report_to)
+    precision = precision_of(bf16=args.bf16, fp16=args.fp16)
+    refuse_undivided(run, _strategy_of(args), precision=precision)
     check_optimizer(args)
     if args.push_to_hub and args.process_index == 0:
         check_push()
@@ -116,6 +120,15 @@ def without_search(checkpointing: Mapping[str, Any] | None) -> dict[str, bool]:
     """
     reentrant = (checkpointing or {}).get("use_reentrant")
     return {"ddp_find_unused_parameters": False} if reentrant else {}
+
+
+def _strategy_of(args: SFTConfig) -> str:
+    """Returns what shards the weights under these arguments, as the run file names it."""
+    if args.deepspeed_plugin is not None:
+        return f"zero{args.deepspeed_plugin.zero_stage}"
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "fsdp2"
+    return "ddp" if args.world_size > 1 else "single"
 
 
 def _check_trackers(names: Iterable[str]) -> None:

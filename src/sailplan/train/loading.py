@@ -24,6 +24,18 @@ class LoadingTrainer(SFTTrainer):
                 max_steps, train_dataloader, folder and str(folder)
             )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads the weights, each in the dtype that it trains in.
+
+        An adapter of a quantised base is bfloat16 by TRL (1.16), and PEFT loads it as float32.
+        """
+        model = self.model if model is None else model
+        dtypes = {name: one.dtype for name, one in model.named_parameters() if one.requires_grad}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in model.named_parameters():  # PEFT may have made new ones
+            if name in dtypes:
+                parameter.data = parameter.data.to(dtypes[name])
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:

@@ -44,6 +44,16 @@ def test_plan_weighs_every_strategy_micro_batch_and_checkpointing(tmp_path: Path
     assert len({one.strategy for one in plan.runners_up}) > 1
 
 
+def test_plan_of_8_bit_weights_never_takes_what_cannot_shard_them(tmp_path: Path) -> None:
+    plan = planner(tmp_path, *AUTO, "--use_peft", "--load_in_8bit", billions=400).plan()
+    assert {one.strategy for one in plan.candidates} == {"ddp", "zero1", "zero2"}
+    assert not plan.fits
+    named = [change.candidate.strategy for change in plan.changes if change.candidate]
+    assert not {"zero3", "zero3_offload"}.intersection(named)
+    with pytest.raises(RunFileError, match="load_in_8bit with strategy zero3"):
+        planner(tmp_path, *AUTO, "--use_peft", "--load_in_8bit", strategy="zero3").plan()
+
+
 @pytest.mark.parametrize(
     ("flags", "field", "values"),
     [

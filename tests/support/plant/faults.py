@@ -146,6 +146,53 @@ def fail_in_step(module: ModuleType, *, step: int) -> None:
     _in_collator(module, step, fail)
 
 
+def kill_in_step(module: ModuleType, *, step: int, behind: str) -> None:
+    """Kills the process once so many steps are done, with the gradients of the next at hand.
+
+    Args:
+        module: The trainer's.
+        step: The steps that are done.
+        behind: A file that is waited for, since another thread writes it.
+    """
+    train = module.Trainer.training_step
+
+    def faulty(trainer: Any, *arguments: Any, **options: Any) -> Any:
+        loss = train(trainer, *arguments, **options)
+        if trainer.state.global_step == step:
+            while not Path(behind).exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    module.Trainer.training_step = faulty
+
+
+def leave_logits(module: ModuleType, *, inputs: str, to: str) -> None:
+    """Writes down what the trained model says of inputs, when it has been saved at the end.
+
+    Args:
+        module: The trainer's.
+        inputs: A file of them, as `torch.save` writes it.
+        to: The file of the logits, `[rows, tokens, vocabulary]` in float32.
+    """
+    import torch
+
+    save = module.Trainer.save_model
+
+    def telling(trainer: Any, output_dir: Any = None, _internal_call: bool = False) -> None:
+        save(trainer, output_dir, _internal_call)
+        if _internal_call:  # a checkpoint's
+            return
+        model = trainer.model_wrapped
+        model.eval()  # DeepSpeed's engine does not return itself
+        with torch.no_grad():
+            logits = model(**torch.load(inputs), use_cache=False).logits
+        if trainer.args.process_index == 0:
+            torch.save(logits.float(), to)
+
+    module.Trainer.save_model = telling
+
+
 def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
     """Has a micro batch of more tokens end as CUDA does without memory, once steps are done."""
     import torch
@@ -336,6 +383,8 @@ PLANTS: dict[str, tuple[str, Callable[..., None]]] = {
     "stop_in_collator": ("sailplan.data.collator", stop_in_collator),
     "keep_interpreter_in_collator": ("sailplan.data.collator", keep_interpreter_in_collator),
     "meet_in_step": ("sailplan.train.trainer", meet_in_step),
+    "kill_in_step": ("sailplan.train.trainer", kill_in_step),
+    "leave_logits": ("sailplan.train.trainer", leave_logits),
     "fail_in_step": ("sailplan.data.collator", fail_in_step),
     "meet_in_save": ("sailplan.train.trainer", meet_in_save),
     "save_slowly": ("sailplan.train.trainer", save_slowly),

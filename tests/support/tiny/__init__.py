@@ -1,8 +1,8 @@
 """Tiny random models, one of each family, as a folder that the Auto classes load offline.
 
 Each has the family's real special tokens, processor and published chat template (see
-`chat_templates/README.md`), a byte-level BPE tokenizer trained here, fp32 weights from a fixed
-seed, hidden size 64 and two or three layers.
+`chat_templates/README.md`; sailplan's own where none is published), a byte-level BPE tokenizer
+trained here, fp32 weights from a fixed seed, hidden size 64 and two or three layers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import transformers
 
+from sailplan.data.default_template import complete_template
+from sailplan.model.families import family_of
 from tests.support.tiny import families, more_families
 from tests.support.tiny.vocabularies import build_tokenizer, chat_template
 
@@ -41,9 +43,12 @@ _TEMPLATES = families.TEMPLATES | more_families.TEMPLATES
 def build_processor(family: str) -> tuple[Any, Any]:
     """Returns the config and the processor of a tiny model, without the model."""
     tokenizer = build_tokenizer(family)
-    tokenizer.chat_template = chat_template(_TEMPLATES[family])
+    if family in _TEMPLATES:
+        tokenizer.chat_template = chat_template(_TEMPLATES[family])
     config, processor = _BUILDERS[family](tokenizer)
-    if processor is not tokenizer:
+    if family not in _TEMPLATES:
+        complete_template(processor, family_of(config), chat=True)
+    elif processor is not tokenizer:
         processor.chat_template = tokenizer.chat_template
     return config, processor
 

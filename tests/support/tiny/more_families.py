@@ -232,6 +232,28 @@ def _molmo2(tokenizer: PreTrainedTokenizerFast) -> _Built:
     return config, processor
 
 
+def _paligemma(tokenizer: PreTrainedTokenizerFast) -> _Built:
+    # As in the published models, `<image>` stands behind the vocabulary, within the padded logits.
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    text = {**text_settings(tokenizer), "vocab_size": image_token + 64, "num_key_value_heads": 1}
+    config = transformers.PaliGemmaConfig(
+        vision_config=transformers.SiglipVisionConfig(
+            **_TOWER, image_size=56, patch_size=14, vision_use_head=False
+        ),
+        text_config=transformers.GemmaConfig(**text, head_dim=HIDDEN // 4, initializer_range=0.2),
+        image_token_index=image_token,
+        projection_dim=HIDDEN,
+        hidden_size=HIDDEN,
+    )
+    processor = transformers.PaliGemmaProcessor(
+        image_processor=transformers.SiglipImageProcessor(
+            size={"height": 56, "width": 56}, image_seq_length=16
+        ),
+        tokenizer=tokenizer,
+    )
+    return config, processor
+
+
 BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], _Built]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
@@ -243,5 +265,6 @@ BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], _Built]] = {
     "gemma3": _gemma3,
     "mistral3": _mistral3,
     "molmo2": _molmo2,
+    "paligemma": _paligemma,
 }
-TEMPLATES = {name: name for name in BUILDERS} | {"qwen2_5_vl": "qwen2_vl"}
+TEMPLATES = {name: name for name in BUILDERS if name != "paligemma"} | {"qwen2_5_vl": "qwen2_vl"}

@@ -37,8 +37,10 @@ class _Vocabulary:
     pad: str | None
     bos: str | None = None
     adds_bos: bool = False
+    words: tuple[str, ...] = ()
+    """Ordinary tokens behind the trained ones, as PaliGemma's for places and outlines."""
     appended: tuple[str, ...] = ()
-    """Special tokens behind the trained ones, as `<image>` in LLaVA and `<|image|>` in Llama."""
+    """Special tokens behind those, as `<image>` in LLaVA and `<|image|>` in Llama."""
     named: dict[str, str] = field(default_factory=dict)
     """Tokens that the processor asks the tokenizer for by name."""
 
@@ -165,6 +167,15 @@ _VOCABULARIES = {
         eos="<end_of_utterance>",
         pad="<|im_end|>",
     ),
+    "paligemma": _Vocabulary(
+        special=("<pad>", "<eos>", "<bos>", "<unk>"),
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        adds_bos=True,
+        words=(*(f"<loc{at:04}>" for at in range(1024)), *(f"<seg{at:03}>" for at in range(128))),
+        appended=("<image>",),
+    ),
     "gemma3": _GEMMA3,
     "gemma3_text": _GEMMA3,
 }
@@ -188,6 +199,7 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.add_tokens(list(vocabulary.words))
     tokenizer.add_special_tokens([AddedToken(token) for token in vocabulary.appended])
     if vocabulary.adds_bos:
         bos = str(vocabulary.bos)

@@ -112,6 +112,8 @@ class Bench:
     data: DataFacts
     batch: Callable[[Workload, int], Batch]
     """A workload, and the samples of its micro batch, to the batch that it was made of."""
+    impossible: tuple[str, ...] = ()
+    """Strategies that cannot divide the run's weights."""
     memory_factor: float = 1.0
     """Measured over planned peak, of earlier runs."""
     time_factor: float = 1.0
@@ -139,7 +141,7 @@ class Bench:
 
     def all(self, wishes: Wishes, ranks: int) -> Iterator[Candidate]:
         """Yields every candidate that the wishes allow."""
-        for strategy in wishes.strategies:
+        for strategy in (one for one in wishes.strategies if one not in self.impossible):
             for checkpoint in wishes.checkpointing:
                 for micro in wishes.micro_batches:
                     if wishes.global_batch % (micro * ranks) == 0:

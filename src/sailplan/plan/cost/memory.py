@@ -148,7 +148,15 @@ def _keeps(workload: Workload, sharding: Sharding) -> bool:
     `zero.Init` replaces `F.linear` by one that does not (`zero3_linear_wrap`). Where the model was
     loaded without it, only checkpointing, which saves no weights, spares them.
     """
-    return not sharding.zero_init and workload.checkpointing == "none"
+    return not _loads_shards(workload, sharding) and workload.checkpointing == "none"
+
+
+def _loads_shards(workload: Workload, sharding: Sharding) -> bool:
+    """Says whether ZeRO-3 divides the model while it loads; quantised, transformers loads it whole.
+
+    Seen with transformers 5.23, which quantises nothing under `zero.Init`.
+    """
+    return sharding.zero_init and workload.quantization is None
 
 
 def _gathered(profile: Profile, sharding: Sharding, whole_bytes: int, *, keeps: bool) -> int:
@@ -240,7 +248,7 @@ def _load(profile: Profile, workload: Workload, sharding: Sharding) -> dict[str,
     largest = max(group.largest_elements for group in profile.groups)
     if sharding.strategy in ("zero3", "zero3_offload"):
         whole = _frozen_bytes(profile) + sum(g.trained_bytes for g in profile.groups)
-        held = whole // sharding.ranks if sharding.zero_init else whole
+        held = whole // sharding.ranks if _loads_shards(workload, sharding) else whole
         return {"parameters": held, "gathered": largest * size}
     if sharding.strategy == "fsdp2":
         return {"parameters": 0}

@@ -149,9 +149,18 @@ class Draft:
     def _attention(self, *, half: bool) -> str:
         import importlib.util
 
+        from sailplan.model.attention import check_masks
+        from sailplan.model.families import sees_both_ways
+
         written = self.run.get("attn_implementation")
+        config = self.model.config
+        name, text = str(config.get("model_type")), config.get("text_config") or config
+        both_ways = sees_both_ways(name, text.get("use_bidirectional_attention"))
         if written not in (None, "auto"):
+            check_masks(str(written), name, both_ways=both_ways)
             return str(written)
+        if both_ways:
+            return "sdpa"
         has_flash = importlib.util.find_spec("flash_attn") is not None
         return "flash_attention_2" if has_flash and half and self.gpu.bf16 else "sdpa"
 

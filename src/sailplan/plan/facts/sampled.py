@@ -83,8 +83,8 @@ def encoded(run: Run, rows: Rows, format: Format, opener: ImageOpener, most: int
     from sailplan.model.vocabulary import grown
 
     processor, added_ids = load_processor_and_tokens(run)
-    complete_template(processor, chat=is_chat(format, rows))
     family = grown(family_of(load_config(run)), added_ids)
+    complete_template(processor, family, chat=is_chat(format, rows))
     encoder = Encoder.of(run, processor, family)
     tally, num_rows = _Tally(), _count(rows)
     if family.is_vision:

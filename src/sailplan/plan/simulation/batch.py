@@ -78,6 +78,8 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
 
     import torch
 
+    from sailplan.model.families import family_of
+
     rows, length = workload.micro_batch, workload.length_tokens
     tokens = image_tokens(config, model, vision) // rows if vision else 0
     length = max(length, tokens + 8)
@@ -95,6 +97,9 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
         given["attention_mask"] = mask
     accepted = inspect.signature(type(model.base_model).forward).parameters
     types = (ids == image_id).long() if tokens else torch.zeros_like(ids)
+    if family_of(config).prefix_lm:  # 1 is the answer, not the image
+        types = torch.zeros_like(ids)
+        types[:, 4 + tokens :] = 1
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in accepted and vision:
             given[name] = types

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from sailplan.errors import OutputError, SailplanError, SlurmError
@@ -14,7 +13,7 @@ from sailplan.preflight.cluster.gather import JUDGES
 from sailplan.preflight.cluster.places import SHARED_KINDS, kind_of, nearest, place_of
 from sailplan.preflight.cluster.site import Asked, Site, asked_jobs
 from sailplan.preflight.cluster.smoke_job import prove
-from sailplan.preflight.doctor import Line
+from sailplan.preflight.doctor import Line, Lines
 from sailplan.preflight.finding import Finding, failed, of_error, ok, unchecked
 from sailplan.run.slurm_block import SlurmBlock
 from sailplan.slurm.jobs import KINDS
@@ -44,7 +43,7 @@ def examine(site: Site, *, quick: bool = False) -> Iterator[Line]:
     Raises:
         OutputError: There is no folder to write scripts into.
     """
-    lines = _Lines()
+    lines = Lines(NAMES)
     yield lines.of(lambda: _profile(site.settings))
     yield (line := lines.of(controller.answers))
     if line.finding.mark == "failed":
@@ -72,34 +71,6 @@ def examine(site: Site, *, quick: bool = False) -> Iterator[Line]:
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Lines:
-    """Gives findings their names, in order, and the seconds that each took."""
-
-    def __init__(self) -> None:
-        self._names = iter(NAMES)
-        self._since = time.monotonic()
-
-    def of(self, find: Callable[[], Finding]) -> Line:
-        """Returns the next line."""
-        return self._line(find())
-
-    def all(self, findings: Iterator[Finding]) -> Iterator[Line]:
-        """Yields a line for each finding."""
-        yield from map(self._line, findings)
-
-    def rest(self, why: str) -> Iterator[Line]:
-        """Yields the lines that are left, which cannot be told."""
-        yield from (
-            Line(name=name, finding=unchecked(why), seconds=0.0) for name in list(self._names)
-        )
-
-    def _line(self, finding: Finding) -> Line:
-        now = time.monotonic()
-        line = Line(name=next(self._names), finding=finding, seconds=now - self._since)
-        self._since = now
-        return line
 
 
 def _profile(settings: SlurmBlock) -> Finding:
