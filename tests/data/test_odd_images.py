@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from sailplan.data.images import ImageOpener
 from sailplan.data.media import ImageExpander
+from sailplan.data.prefix import split
 from sailplan.errors import DataError
 from sailplan.model.families import family_of, tokenizer_of
 from tests.support.packed import FORMAT, Setting
@@ -81,13 +82,18 @@ def row(subject: Setting, pictures: Sequence[bytes]) -> dict[str, Any]:
 def own_call(subject: Setting, row: dict[str, Any]) -> dict[str, torch.Tensor]:
     """What the processor makes of the same words and of the pictures as Pillow opens them."""
     processor = subject.encoder.processor
-    text = subject.encoder.mark(FORMAT.sample(row)).text
+    marked = subject.encoder.mark(FORMAT.sample(row))
+    text, answer = marked.text, {}
+    if subject.family.prefix_lm:  # the processor puts EOS behind an answer itself
+        text, said = split(marked)
+        answer = {"suffix": [said.removesuffix(tokenizer_of(processor).eos_token)]}
     bos = tokenizer_of(processor).bos_token
     opened = [Image.open(io.BytesIO(image["bytes"])) for image in row["images"]]
     upright: Any = [ImageOps.exif_transpose(image).convert("RGB") for image in opened]
     images = {"images": [upright] if subject.family.nested_images else upright} if upright else {}
     special = not (bos and text.startswith(bos))
-    return dict(processor(text=[text], **images, return_tensors="pt", add_special_tokens=special))
+    options = {"return_tensors": "pt", "add_special_tokens": special}
+    return dict(processor(text=[text], **images, **answer, **options))
 
 
 def assert_as_the_processor_has_it(subject: Setting, row: dict[str, Any]) -> None:
