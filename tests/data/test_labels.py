@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+import trl
+from PIL import Image
+from trl.chat_template_utils import get_training_chat_template
 
 from sailplan.data.chat_template import ChatTemplate
 from sailplan.data.encode import Encoder
@@ -15,7 +19,13 @@ from sailplan.data.sample import Message, Sample, Segment
 from sailplan.errors import DataError, ModelError
 from sailplan.model.families import family_of, tokenizer_of
 from tests.data.reading import IMAGE, chat, pieces, turn
-from tests.support.tiny import TEXT_FAMILIES, chat_template
+from tests.support.tiny import (
+    MORE_FAMILIES,
+    TEXT_FAMILIES,
+    VISION_FAMILIES,
+    build_processor,
+    chat_template,
+)
 
 Load = Callable[..., Encoder]
 
@@ -285,8 +295,6 @@ def test_markers_around_the_role_header_train_the_words_alone(encoder: Load) -> 
 
 
 def test_reasoning_template_trains_the_last_answer_with_its_empty_thoughts(encoder: Load) -> None:
-    import trl
-
     # Qwen3: earlier turns lose their thoughts, so neither its own prefixes nor TRL's training
     # version (which keeps them) say what the model's own template says.
     source = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
@@ -356,3 +364,98 @@ def test_model_without_chat_template_is_an_error_that_tells_the_way_out(encoder:
 
     with pytest.raises(ModelError, match="chat_template_path"):
         subject.encode(chat(turn("user", "What is it?"), ANSWER), [])
+
+
+# What others do with the same conversations. Where one of these fails, a workaround may go.
+
+MARKED = (
+    "{{ bos_token }}{%- for m in messages %}"
+    "{%- if m['role'] == 'assistant' -%}Assistant: {% generation %}"
+    "{{ m['content'][0]['text'] }}EOS{% endgeneration %}{%- else -%}User: "
+    "{%- for part in m['content'] %}"
+    "{{- 'IMAGE' if part['type'] == 'image' else part['text'] -}}{%- endfor %}{{ '\\n' }}"
+    "{%- endif %}{%- endfor %}"
+)
+
+
+@pytest.mark.parametrize("family", [*VISION_FAMILIES, *MORE_FAMILIES])
+def test_masks_of_marked_templates_are_right_unless_the_processor_adds_words(
+    tiny_model: Callable[[str], Path], family: str
+) -> None:
+    processor = transformers.AutoProcessor.from_pretrained(tiny_model(family))
+    eos = processor.tokenizer.eos_token
+    picture = {"type": "image", "image": Image.new("RGB", (60, 84))}
+    content = [picture, {"type": "text", "text": "What is it?"}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A red square."}]}
+
+    found = processor.apply_chat_template(
+        [{"role": "user", "content": content}, answer],
+        chat_template=MARKED.replace("EOS", eos).replace("IMAGE", processor.image_token),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"return_tensors": "pt"},
+    )
+
+    pairs = zip(found["input_ids"][0], found["assistant_masks"][0], strict=True)
+    said = processor.tokenizer.decode([int(token) for token, is_trained in pairs if is_trained])
+    assert (said.strip() == f"A red square.{eos}") == (family not in ("molmo2", "paligemma"))
+
+
+def test_template_of_llava_writes_no_bos_and_its_rows_begin_with_one(encoder: Load) -> None:
+    subject = encoder("llava")
+    tokenizer = tokenizer_of(subject.processor)
+    text = subject.template.render([ASK, ANSWER])
+
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    assert tokenizer.bos_token_id not in bare
+    ids = subject.encode(chat(ASK, ANSWER), [(56, 56)]).input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_template_of_llama_prints_the_day_and_ours_the_same_every_day(encoder: Load) -> None:
+    tokenizer = encoder("llama").processor
+    messages = [{"role": "user", "content": "What is it?"}]
+
+    own = tokenizer.apply_chat_template(messages, tokenize=False)
+
+    days = {f"{date.today() - timedelta(days=n):%d %b %Y}" for n in (0, 1)}  # it may be midnight
+    assert any(day in own for day in days)
+    ours = ChatTemplate.of(tokenizer).render([turn("user", "What is it?")])
+    assert "26 Jul 2024" in ours
+
+
+def test_training_templates_of_trl_are_found_by_their_exact_text_alone() -> None:
+    processors = {name: build_processor(name)[1] for name in ("qwen2_vl", "mllama")}
+    known = get_training_chat_template(processors["qwen2_vl"])
+    assert known is not None
+    assert "{% generation %}" in known
+
+    processors["qwen2_vl"].chat_template += " "
+
+    for processor in processors.values():
+        with pytest.raises(ValueError, match="not training-compatible"):
+            get_training_chat_template(processor)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "gptoss", "nemotron_3_nano"])
+def test_template_whose_prompts_are_no_prefixes_trains_the_words_of_answers_alone(
+    encoder: Load, name: str
+) -> None:
+    source = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    subject = encoder("qwen2_vl", source.read_text())
+    messages = [turn("user", "What is it?"), ANSWER, MORE, COUNT]
+    whole = subject.template.render(messages)
+    starts = [
+        subject.template.render(messages[:length], add_generation_prompt=length != 2)
+        for length in (1, 2, 3)
+    ]
+    assert not all(whole.startswith(start) for start in starts)
+
+    trained = [piece for piece in _read(subject, chat(*messages)) if piece.startswith("+")]
+
+    for piece, words in zip(trained[::-1], ("Two.", "A red square."), strict=False):
+        assert words in piece
+        assert not {"user", "assistant", "What is it?", "How many?"} & {*piece.split("\n")}

@@ -16,11 +16,13 @@ import torch
 from PIL import Image, ImageOps
 
 from sailplan.data.images import ImageOpener
+from sailplan.data.media import ImageExpander
+from sailplan.data.prefix import split
 from sailplan.errors import DataError
-from sailplan.model.families import tokenizer_of
+from sailplan.model.families import family_of, tokenizer_of
 from tests.support.packed import FORMAT, Setting
 from tests.support.pictures import encoded, noise
-from tests.support.tiny import MORE_FAMILIES, VISION_FAMILIES
+from tests.support.tiny import MORE_FAMILIES, VISION_FAMILIES, build_processor
 
 OPENER = ImageOpener(root=None)
 
@@ -73,19 +75,25 @@ def row(subject: Setting, pictures: Sequence[bytes]) -> dict[str, Any]:
     raw = {"messages": [{"role": "user", "content": parts}, answer], "images": images}
     sample = FORMAT.sample(raw)
     found = subject.encoder.encode(sample, [OPENER.size(image) for image in sample["images"]])
-    return {**raw, "input_ids": found.input_ids, "labels": found.labels}
+    own = {"input_ids": found.input_ids, "labels": found.labels}
+    return {**raw, **own, "image_tokens": found.image_tokens}
 
 
 def own_call(subject: Setting, row: dict[str, Any]) -> dict[str, torch.Tensor]:
     """What the processor makes of the same words and of the pictures as Pillow opens them."""
     processor = subject.encoder.processor
-    text = subject.encoder.mark(FORMAT.sample(row)).text
+    marked = subject.encoder.mark(FORMAT.sample(row))
+    text, answer = marked.text, {}
+    if subject.family.prefix_lm:  # the processor puts EOS behind an answer itself
+        text, said = split(marked)
+        answer = {"suffix": [said.removesuffix(tokenizer_of(processor).eos_token)]}
     bos = tokenizer_of(processor).bos_token
     opened = [Image.open(io.BytesIO(image["bytes"])) for image in row["images"]]
     upright: Any = [ImageOps.exif_transpose(image).convert("RGB") for image in opened]
     images = {"images": [upright] if subject.family.nested_images else upright} if upright else {}
     special = not (bos and text.startswith(bos))
-    return dict(processor(text=[text], **images, return_tensors="pt", add_special_tokens=special))
+    options = {"return_tensors": "pt", "add_special_tokens": special}
+    return dict(processor(text=[text], **images, **answer, **options))
 
 
 def assert_as_the_processor_has_it(subject: Setting, row: dict[str, Any]) -> None:
@@ -94,6 +102,8 @@ def assert_as_the_processor_has_it(subject: Setting, row: dict[str, Any]) -> Non
     own = own_call(subject, row)
     whole = own.pop("input_ids")
     assert whole[0, : len(ids)].tolist() == ids
+    assert row["image_tokens"] == int((whole == subject.model.config.image_token_id).sum())
+    assert bool(row["image_tokens"]) == bool(row["images"])
     eos = tokenizer_of(subject.encoder.processor).eos_token_id
     assert whole[0, len(ids) :].tolist() in ([], [eos])  # some processors end every text
     of_images = {name: value for name, value in own.items() if value.shape != whole.shape}
@@ -122,6 +132,18 @@ def test_picture_of_odd_size_is_what_the_processor_makes_of_it_or_refused(
         return
 
     assert_as_the_processor_has_it(subject, row(subject, [picture]))
+
+
+def test_strip_that_would_be_scaled_to_gigabytes_is_refused_from_its_size() -> None:
+    config, processor = build_processor("llava")
+    processor.image_processor.size = {"shortest_edge": 336}  # as it is published
+    expander = ImageExpander(processor, family_of(config))
+
+    for size in ((1, 4000), (4000, 1), (3, 65_000)):
+        with pytest.raises(DataError, match=r"more than 134,217,728 in all") as caught:
+            expander.replacement(size)
+        assert caught.value.kind == "image-size"
+    assert expander.replacement((4, 400)).count(processor.image_token) == 16
 
 
 def test_picture_of_every_kind_is_its_first_frame_upright(subject: Setting) -> None:

@@ -59,6 +59,21 @@ def test_packed_row_has_the_loss_and_gradients_of_its_samples(
         assert difference <= 1e-5 * max(gradient.norm(), 1e-3), key
 
 
+def test_molmo2_which_is_padded_has_other_logits_in_a_packed_row(
+    setting: Callable[[str], Setting],
+) -> None:
+    """Where this fails, it may be packed now."""
+    subject = setting("molmo2")
+    subject.model.eval()
+    rows = [subject.row("A red square.", (84, 60)), subject.row("A line.", (120, 50), seed=7)]
+    alone = torch.cat([_logits(subject, subject.collate(packs=False)([row])) for row in rows])
+
+    found = _logits(subject, subject.collate(packs=True)(rows))
+
+    assert subject.family.packing_obstacle
+    assert not torch.allclose(found, alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", PACKED)
 def test_change_of_a_sample_changes_no_other(

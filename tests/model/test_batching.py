@@ -69,6 +69,13 @@ def test_family_that_cannot_be_packed_is_padded_and_says_why() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "molmo2", "paligemma"])
+def test_family_whose_images_are_read_both_ways_is_padded(kind: str) -> None:
+    chosen, said = choose_batching(Run(explicit={}), family(kind), "sdpa")
+    assert not chosen
+    assert "its image tokens attend to each other in both directions" in said
+
+
 @pytest.mark.parametrize(
     ("fields", "by"),
     [

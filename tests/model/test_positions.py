@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from sailplan.model.packed_attention import attend_by_mask
 from sailplan.model.positions import Positions
-
-IMAGE = 9
+from tests.support.packed import Setting
 
 
 @pytest.mark.parametrize("family", ["llama", "llava", "pixtral"])
@@ -55,3 +55,35 @@ def test_images_have_the_positions_that_the_model_gives_each_sample(
 
     assert found.shape == (4, 1, types.shape[1])
     assert found.equal(torch.cat(own, dim=2))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_positions_of_other_shapes_let_samples_touch_or_lose_their_dimensions(
+    tiny_model: Callable[[str], Path], family: str
+) -> None:
+    """Why there are four rows: transformers takes three, and one, without a word."""
+    subject = Setting.load(tiny_model(family))
+    attend_by_mask(subject.model)
+    rows = subject.rows()
+    batch = subject.collate(packs=True)(rows)
+    labels, positions = batch.pop("labels"), batch.pop("position_ids")
+    assert positions.shape == (4, 1, labels.shape[1])
+
+    @torch.no_grad()
+    def logits(**inputs: torch.Tensor) -> torch.Tensor:
+        return subject.model(**inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+    alone = []
+    for row in rows:
+        own = subject.collate(packs=False)([row])
+        del own["labels"]
+        alone.append(logits(**own))
+
+    def error(given: torch.Tensor) -> float:
+        found = logits(**batch, position_ids=given)
+        return float((found - torch.cat(alone)).abs().max())
+
+    rounding = error(positions)
+    assert rounding < 1e-5
+    assert error(positions[1:]) > 10 * max(rounding, 1e-6)
+    assert error(positions[0]) > 10 * max(rounding, 1e-6)

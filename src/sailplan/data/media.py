@@ -6,6 +6,7 @@ both see the same settings.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from sailplan.data import pixels
+from sailplan.data.images import PIXEL_LIMIT
 from sailplan.data.labels import Span
 from sailplan.data.patches import patches
 from sailplan.data.token_formula import TokenFormula
@@ -130,27 +132,30 @@ class ImageExpander:
         return self._known[key]
 
     def _processed(self, size: Size, *, among_others: bool) -> str:
+        scaled = _scaled_size(self._processor.image_processor, size)
+        if math.prod(scaled) > PIXEL_LIMIT:
+            raise _refused(
+                size,
+                f"it would be scaled to {scaled[0]:,}×{scaled[1]:,}, more than {PIXEL_LIMIT:,} in "
+                "all, for a square out of its middle",
+                todo="crop it, or drop the row",
+            )
         blank = [Image.new("RGB", size)] * (2 if among_others else 1)
         try:
             _, replacements = process_images(
                 self._processor, [blank], nested=self._family.nested_images
             )
         except ValueError as error:
-            raise DataError(
-                f"the model takes no image of {size[0]}×{size[1]} pixels: {_reason(error)}",
-                todo="crop it, or drop the row",
-                kind="image-size",
-            ) from error
+            raise _refused(size, _reason(error), todo="crop it, or drop the row") from error
         return replacements[0]
 
     def _check_count(self, size: Size, replacement: str) -> None:
         fewest = self._family.min_image_tokens
         if fewest > 1 and replacement.count(self._processor.image_token) < fewest:
-            raise DataError(
-                f"the model takes no image of {size[0]}×{size[1]} pixels: {self._family.name} "
-                f"cannot read one of less than {fewest} tokens",
+            raise _refused(
+                size,
+                f"{self._family.name} cannot read one of less than {fewest} tokens",
                 todo="scale it up, or drop the row",
-                kind="image-size",
             )
 
     def expand(self, text: str, spans: Sequence[Span], sizes: Sequence[Size]) -> Expanded:
@@ -196,6 +201,30 @@ class ImageExpander:
             images=[image["new_span"] for image in found],
             lengths=[length for _, lengths in folded for length in lengths],
         )
+
+
+def _refused(size: Size, why: str, *, todo: str) -> DataError:
+    return DataError(
+        f"the model takes no image of {size[0]}×{size[1]} pixels: {why}",
+        todo=todo,
+        kind="image-size",
+    )
+
+
+def _scaled_size(image_processor: Any, size: Size) -> Size:
+    """Returns the size that an image has on its way through CLIP's image processor.
+
+    It scales the short side to a length and crops a square out of the middle then: 1×4000 pixels
+    become 451 million of a LLaVA of 336 (transformers 5.23). Others bound both sides, or the tiles.
+    """
+    settings = dict(getattr(image_processor, "size", None) or {})
+    edge = settings.get("shortest_edge")
+    tiles = getattr(image_processor, "image_grid_pinpoints", None)
+    squares = getattr(image_processor, "do_pad", None)
+    if not edge or settings.get("longest_edge") or tiles or squares:
+        return size
+    short = min(size)
+    return size[0] * edge // short, size[1] * edge // short
 
 
 def _reason(error: ValueError) -> str:

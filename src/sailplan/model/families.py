@@ -44,8 +44,6 @@ _UNPACKABLE = {"mllama": "every token of a row sees all images of the row"}
 _PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 # Reads an image of one token as none of several (transformers 5.23, `Mistral3PatchMerger`).
 _MIN_IMAGE_TOKENS = {"mistral3": 2}
-# Whose placeholder gives way to tokens of another name (transformers 5.23, `Molmo2Processor`).
-_PATCH_TOKENS = {"molmo2": "<im_patch>"}
 # Their processor puts the beginning of a text there itself, and the end of one where there is none
 # (transformers 5.23, `Molmo2Processor.__call__`).
 _OPENED_BY_PROCESSOR = frozenset({"molmo2"})
@@ -104,16 +102,22 @@ class Family:
     """The fewest tokens of an image that the model can read."""
     opened_by_processor: bool
     """Whether every prompt begins with BOS, or EOS where the tokenizer has no BOS."""
+    image_token_id: int | None
+    """The id in whose places image features are put, in cross-attention where an image stands."""
     media_token_ids: frozenset[int]
     """Ids that the config names as standing for, or around, images, video and audio."""
 
     def image_token(self, processor: Any) -> str | None:
-        """Returns the token that stands for a piece of an image; None of a model that sees none.
+        """Returns the token of `image_token_id`; None of a model that sees none.
+
+        The processors of Gemma 3 and Molmo 2 call another one so, which gives way to it.
 
         Args:
             processor: The model's processor, or its tokenizer for a text-only model.
         """
-        return _PATCH_TOKENS.get(self.name) or getattr(processor, "image_token", None)
+        if self.image_token_id is None:
+            return None
+        return str(tokenizer_of(processor).convert_ids_to_tokens(self.image_token_id))
 
     def untrained_token_ids(self, processor: Any) -> frozenset[int]:
         """Returns the ids that are never trained on: everything that stands for or frames media.
@@ -187,6 +191,7 @@ def family_of(config: Any) -> Family:
         cross_attention=name in _CROSS_ATTENTION,
         min_image_tokens=_MIN_IMAGE_TOKENS.get(name, 1),
         opened_by_processor=name in _OPENED_BY_PROCESSOR,
+        image_token_id=_image_token_id(config) if is_vision else None,
         media_token_ids=frozenset(media),
     )
 
@@ -194,6 +199,12 @@ def family_of(config: Any) -> Family:
 def tokenizer_of(processor: Any) -> Any:
     """Returns the tokenizer of a processor, or the tokenizer itself."""
     return getattr(processor, "tokenizer", processor)
+
+
+def _image_token_id(config: Any) -> int | None:
+    names = ("image_token_id", "image_token_index", "image_patch_id")
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int)), None)
 
 
 def sees_both_ways(name: str, bidirectional: Any) -> bool:

@@ -162,8 +162,6 @@ def _accepted(model: Any, vision: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_id(config: Any) -> int:
-    for name in ("image_token_id", "image_token_index", "image_patch_id"):
-        value = getattr(config, name, None)
-        if isinstance(value, int):
-            return value
-    return 0
+    from sailplan.model.families import family_of
+
+    return family_of(config).image_token_id or 0
