@@ -24,6 +24,18 @@ class LoadingTrainer(SFTTrainer):
                 max_steps, train_dataloader, folder and str(folder)
             )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads the weights, and leaves each that trains in the type that it had.
+
+        TRL trains adapters of quantised weights in bfloat16, and PEFT loads them as float32.
+        """
+        model = self.model if model is None else model
+        types = {name: one.dtype for name, one in model.named_parameters() if one.requires_grad}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in model.named_parameters():
+            if name in types:
+                parameter.data = parameter.data.to(types[name])
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
