@@ -252,14 +252,15 @@ def check_went_on(output_dir: Path) -> None:
     """Makes sure that a run was killed, went on from its checkpoint, and took the same steps."""
     series = read_series(_metrics(output_dir))
     assert [(one.step, one.reached) for one in series.going_on] == [(SAVE_STEPS, KILLED_STEP)]
-    found: dict[int, list[float]] = {step: [] for step in range(1, STEPS + 1)}
+    found: dict[int, list[dict[str, Any]]] = {step: [] for step in range(1, STEPS + 1)}
     for line in _metrics(output_dir).read_text().splitlines():
         record = json.loads(line)
         if "loss" in record:
-            found[record["step"]].append(record["loss"])
-    assert [len(losses) for losses in found.values()] == [1, 1, 2, 1]
+            found[record["step"]].append(record)
+    assert [len(records) for records in found.values()] == [1, 1, 2, 1]
     before, after = found[KILLED_STEP]
-    assert after == pytest.approx(before, rel=1e-5)
+    for measured in ("loss", "grad_norm"):
+        assert after[measured] == pytest.approx(before[measured], rel=1e-5)
 
 
 def _metrics(output_dir: Path) -> Path:
