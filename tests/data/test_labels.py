@@ -294,6 +294,21 @@ def test_markers_around_the_role_header_train_the_words_alone(encoder: Load) -> 
     assert _read(encoder("qwen2_vl", template), sample)[1:2] == ["+A red square.<|im_end|>"]
 
 
+@pytest.mark.parametrize("name", ["deepseekv3", "deepseek_r1_distill"])
+@pytest.mark.parametrize("words", ["A red square.", "<b>A</b> red square.", "<think of it>"])
+def test_header_whose_prompt_goes_on_to_think_is_not_trained(
+    encoder: Load, name: str, words: str
+) -> None:
+    folder = Path(trl.__file__).parent / "chat_templates"
+    sample = chat(turn("user", "What is it?"), turn("assistant", words))
+
+    subject = encoder("qwen2_vl", (folder / f"{name}_training.jinja").read_text())
+    trained = "".join(piece[1:] for piece in _read(subject, sample) if piece.startswith("+"))
+
+    assert "Assistant" not in trained
+    assert words in trained
+
+
 def test_reasoning_template_trains_the_last_answer_with_its_empty_thoughts(encoder: Load) -> None:
     # Qwen3: earlier turns lose their thoughts, so neither its own prefixes nor TRL's training
     # version (which keeps them) say what the model's own template says.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any, Literal
 
 import numpy as np
@@ -196,18 +197,23 @@ def _by_markers(
     if len(spans) != len(turns):
         return None
     spans = [
-        _behind_prompt(text, span, _prompt(messages, turn, template))
+        _behind_prompt(text, span, _prompt(messages, turn, template), messages[turn])
         for turn, span in zip(turns, spans, strict=True)
     ]
     return text, spans, "markers"
 
 
-def _behind_prompt(text: str, span: Span, prompt: str | None) -> Span:
+def _behind_prompt(text: str, span: Span, prompt: str | None, message: Message) -> Span:
     """Cuts off what the generation prompt holds, or ends in: some markers enclose the header."""
     (start, end), head = span, prompt or ""
     if text.startswith(head):
         return (max(start, len(head)), end) if len(head) < end else span
-    return end - len(text[start:end].removeprefix(head[len(head.rstrip()) :])), end
+    # A prompt may go on where the turn does not (DeepSeek's begins to think).
+    said = "".join(part.get("text", "") for part in message["content"]).strip()
+    same = len(commonprefix((text, head)))  # noqa: RUF071 (of characters, not of paths)
+    shared = min(same, text.find(said, start, end))
+    behind = text[start:end].removeprefix(head[len(head.rstrip()) :])
+    return max(shared, end - len(behind)), end
 
 
 def _by_prefixes(
@@ -260,14 +266,8 @@ def _close(
 ) -> tuple[str, list[Span]]:
     """Makes every span end with the token that ends its turn, and nothing behind it.
 
-    Args:
-        text: The whole text.
-        spans: One for each turn.
-        endings: The tokens that can end a turn.
-        ending: The one that ends this conversation's last turn, where it is known.
-
-    Returns:
-        The text, and as many spans: a token is put in where none follows the words.
+    Where none follows the words one is put into the text that is returned: `ending`, which ends
+    the conversation's last turn, or where that is not known eos.
     """
     candidates = [token for token in (ending, endings.eos) if token]
     pieces: list[str] = []
