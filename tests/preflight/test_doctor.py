@@ -12,6 +12,7 @@ import pytest
 from sailplan.preflight.cluster.doctor import NAMES
 from sailplan.preflight.doctor import CHECKS, examine
 from sailplan.preflight.finding import Check, Finding, Subject
+from sailplan.preflight.model.doctor import NAMES as OF_MODEL
 from sailplan.preflight.smoke import smoke
 from tests.cli.test_main import sailplan
 from tests.preflight.machines import doctor, run_file, run_of
@@ -102,12 +103,13 @@ def test_mistake_in_the_call_ends_in_one_line(
 
 
 def test_every_check_is_in_a_table_of_the_page() -> None:
-    of_machine, of_cluster = (
+    of_machine, of_cluster, of_model = (
         [name for row in table for name in row[0].split(", ")]
         for table in tables(DOCS / "doctor.md")
     )
     assert of_machine == [check.name for check in CHECKS]
     assert of_cluster == list(NAMES)
+    assert of_model == list(OF_MODEL)
 
 
 def test_check_that_cannot_look_is_a_finding_and_not_the_end() -> None:
