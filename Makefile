@@ -8,10 +8,10 @@ PRETRAINED := $(VENV)/.pretrained
 LATEST := $(CURDIR)/build/latest
 # A line of results for each cell of the matrix.
 MATRIX := $(CURDIR)/build/matrix.jsonl
-# Files of tests side by side, each file in one process; tests/conftest.py says which run alone.
-SIDE_BY_SIDE := --alone without -n logical --maxprocesses 4 --dist loadfile
-# Two clusters at once: much of these tests' time is Slurm's own waiting. The longest begin early.
-ON_CLUSTERS := tests/slurm -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+# Files of tests side by side, each file in one process; tests/conftest.py says which run apart.
+SIDE_BY_SIDE := --apart without -n logical --maxprocesses 4 --dist loadfile
+# Two files of those at once: those on clusters wait for Slurm as much as they work.
+APART := --apart only -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE ?= 1
 # What DeepSpeed compiles fits one environment: in a shared cache, another's is compiled over it.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
@@ -57,13 +57,11 @@ gallery: $(READY)
 
 test: $(OPERATORS)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu"
-	$(BIN)/python -m pytest --alone only --ignore tests/slurm -m "not slow and not gpu"
-	$(BIN)/python -m pytest $(ON_CLUSTERS) -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(APART) -m "not slow and not gpu"
 
 test-slow: $(OPERATORS)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not gpu" --ignore tests/matrix --timeout 1200
-	$(BIN)/python -m pytest --alone only --ignore tests/slurm -m "not gpu" --timeout 1200
-	$(BIN)/python -m pytest $(ON_CLUSTERS) -m "not gpu" --timeout 1200
+	$(BIN)/python -m pytest $(APART) -m "not gpu" --timeout 1200
 
 test-matrix: $(OPERATORS) $(PRETRAINED)
 	rm -f $(MATRIX) && mkdir -p $(dir $(MATRIX))

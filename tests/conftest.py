@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.launch import Entry, Forked
 
-ALONE = (
+APART = (
     "browser",
     "distributed/test_hang.py",
     "distributed/test_kills.py",
@@ -29,7 +29,7 @@ ALONE = (
     "train/test_requests.py",
     "train/test_stopping.py",
 )
-"""Folders and files whose tests kill, stop or time processes: nothing runs beside them."""
+"""Folders and files whose tests kill, stop or time processes: two at most run side by side."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,18 +50,18 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option that leaves the tests that run alone out, or runs nothing else."""
-    parser.addoption("--alone", choices=("without", "only"), help="tests that run alone")
+    """Adds the option that leaves out the tests that run apart, or runs nothing else."""
+    parser.addoption("--apart", choices=("without", "only"), help="tests that run apart")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out the files that are not asked for, before they are imported."""
-    asked = config.getoption("--alone")
+    asked = config.getoption("--apart")
     if asked is None or collection_path.is_dir():
         return None
     place = collection_path.relative_to(ROOT / "tests")
-    is_alone = not {place.as_posix(), place.parts[0]}.isdisjoint(ALONE)
-    return None if is_alone == (asked == "only") else True
+    is_apart = not {place.as_posix(), place.parts[0]}.isdisjoint(APART)
+    return None if is_apart == (asked == "only") else True
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sailplan.checkpoint.layout import doubt
+from sailplan.checkpoint.manifest import MANIFEST
 from sailplan.run.failure import read_failures
 from sailplan.run.paths import RunPaths
 from sailplan.supervise.attempt_log import Attempt, read_attempts
@@ -72,7 +73,9 @@ def assert_same_samples(attempts: list[Attempt]) -> None:
 def test_planted_out_of_memory_goes_on_from_the_last_checkpoint_with_a_smaller_micro_batch(
     run_file: Path,
 ) -> None:
+    whole = run_file.parent / "out" / "checkpoint-2" / MANIFEST
     fault = {"what": "out_of_memory", "rank": 1, "most_tokens": TOKENS_OF_TWO_ROWS, "step": 3}
+    fault["behind"] = str(whole)
     flags = ("--launch.processes", 2, "--launch.strategy", "ddp")
     flags += ("--per_device_train_batch_size", 4)
     end = train(run_file, fault, *flags)

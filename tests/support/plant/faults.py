@@ -159,12 +159,16 @@ def kill_in_step(module: ModuleType, *, step: int, behind: str) -> None:
     def faulty(trainer: Any, *arguments: Any, **options: Any) -> Any:
         loss = train(trainer, *arguments, **options)
         if trainer.state.global_step == step:
-            while not Path(behind).exists():
-                time.sleep(0.01)
+            _wait_for(behind)
             os.kill(os.getpid(), signal.SIGKILL)
         return loss
 
     module.Trainer.training_step = faulty
+
+
+def _wait_for(path: str | None) -> None:
+    while path is not None and not Path(path).exists():
+        time.sleep(0.01)
 
 
 def leave_logits(module: ModuleType, *, inputs: str, to: str) -> None:
@@ -205,8 +209,17 @@ def as_trained(model: Any) -> Any:
     return model
 
 
-def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> None:
-    """Has a micro batch of more tokens end as CUDA does without memory, once steps are done."""
+def out_of_memory(
+    module: ModuleType, *, most_tokens: int, step: int = 0, behind: str | None = None
+) -> None:
+    """Has a micro batch of more tokens end as CUDA does without memory, once steps are done.
+
+    Args:
+        module: The trainer's.
+        most_tokens: What there is memory for.
+        step: The steps that are done.
+        behind: A file that is waited for, since another thread or rank writes it.
+    """
     import torch
 
     from sailplan.train.phase import PHASE
@@ -215,6 +228,7 @@ def out_of_memory(module: ModuleType, *, most_tokens: int, step: int = 0) -> Non
 
     def limited(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
         if PHASE.step >= step and inputs["input_ids"].numel() > most_tokens:
+            _wait_for(behind)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return compute(trainer, model, inputs, *rest, **options)
 
