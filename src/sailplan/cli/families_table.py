@@ -15,6 +15,7 @@ STRATEGIES = {"ddp": "DDP", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 _ALL_METHODS = METHODS | {"full-qlora": "full, 4-bit weights", "full-int8": "full, 8-bit weights"}
 _ALONE = "single"
 _HEAD = ("family", "on the hub", *METHODS.values(), "on 2 ranks", "samples", "start from")
+_SHOWN = (_HEAD[0], *_HEAD[2:])
 _NARROW = (_HEAD[0], *METHODS.values(), _HEAD[-1])
 _WIDE = 100
 """Below it, only what is asked for most often is shown."""
@@ -92,7 +93,7 @@ def print_families(results: Results | None) -> None:
     from sailplan.supervise.shown import console_of
 
     console = console_of()
-    shown = _NARROW if console.width < _WIDE else _HEAD
+    shown = _NARROW if console.width < _WIDE else _SHOWN
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in shown:
         table.add_column(column, overflow="fold", no_wrap=column in (_HEAD[0], _HEAD[-1]))
