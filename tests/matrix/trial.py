@@ -32,7 +32,7 @@ from sailplan.run.config import Run
 from sailplan.run.metrics import read_series
 from tests.matrix.cells import METHODS, TEXT, Cell
 from tests.support.plant.faults import as_trained
-from tests.support.rows import COLOURS
+from tests.support.rows import COLOURS, write_rows
 
 ROWS, STEPS, SAVE_STEPS = 8, 4, 2
 KILLED_STEP = 3
@@ -77,7 +77,7 @@ def draw_rows(folder: Path, family: str, *, count: int = ROWS, seed: int = 0) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(seed)
-    lines = []
+    rows = []
     for number in range(count):
         pictures = 0 if family in TEXT else 1 + number % 2
         if number == 2 and family not in IMAGES_ONLY:
@@ -94,10 +94,8 @@ def draw_rows(folder: Path, family: str, *, count: int = ROWS, seed: int = 0) ->
         if family not in TEXT:
             row["images"] = names
             row["messages"][0]["content"][:0] = [{"type": "image"}] * pictures
-        lines.append(json.dumps(row))
-    file = folder / "train.jsonl"
-    file.write_text("\n".join(lines) + "\n")
-    return file
+        rows.append(row)
+    return write_rows(folder, rows)
 
 
 def _message(family: str, role: str, text: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -16,6 +17,13 @@ def draw(path: Path, *, colour: str, size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).ellipse((4, 4, size[0] - 4, size[1] - 4), fill=COLOURS[colour])
     image.save(path)
+
+
+def write_rows(folder: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """Writes rows as `train.jsonl` of a folder, and returns that."""
+    file = folder / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 def chat_rows(folder: Path, count: int, *, seed: int = 0, images: bool = True) -> Path:
@@ -32,7 +40,7 @@ def chat_rows(folder: Path, count: int, *, seed: int = 0, images: bool = True) -
     """
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(seed)
-    lines = []
+    rows = []
     for number in range(count):
         colour = chance.choice(list(COLOURS))
         row: dict[str, object] = {}
@@ -46,10 +54,8 @@ def chat_rows(folder: Path, count: int, *, seed: int = 0, images: bool = True) -
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
-        lines.append(json.dumps(row))
-    file = folder / "train.jsonl"
-    file.write_text("\n".join(lines) + "\n")
-    return file
+        rows.append(row)
+    return write_rows(folder, rows)
 
 
 def mixed_rows(folder: Path, count: int, *, seed: int = 0) -> Path:
@@ -65,7 +71,7 @@ def mixed_rows(folder: Path, count: int, *, seed: int = 0) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(seed)
-    lines = []
+    rows = []
     for number in range(count):
         colours = [chance.choice(list(COLOURS)) for _ in range(number % 4)]
         names = [f"{number}_{index}.png" for index in range(len(colours))]
@@ -80,7 +86,5 @@ def mixed_rows(folder: Path, count: int, *, seed: int = 0) -> Path:
             {"role": "user", "content": question},
             {"role": "assistant", "content": said},
         ]
-        lines.append(json.dumps({"messages": messages, "images": names}))
-    file = folder / "train.jsonl"
-    file.write_text("\n".join(lines) + "\n")
-    return file
+        rows.append({"messages": messages, "images": names})
+    return write_rows(folder, rows)

@@ -108,8 +108,10 @@ def _inputs(speaker: Speaker, questions: Sequence[Question]) -> Any:
     """Returns the model's inputs, padded on the left: answers go on from the right end."""
     processor, tokenizer = speaker.processor, tokenizer_of(speaker.processor)
     texts = [_text(speaker, question) for question in questions]
+    family = family_of(speaker.model.config)
     for text, question in zip(texts, questions, strict=True):
-        _check_images(speaker, text, question)
+        require_image(family, len(question.images))
+        _check_images(processor, text, question)
     # As in training: BOS is the tokenizer's to add, unless the template wrote it.
     is_chat = bool(questions[0].messages)
     begun = texts[0].startswith(tokenizer.bos_token or "\0")
@@ -144,9 +146,8 @@ def _text(speaker: Speaker, question: Question) -> str:
     return speaker.template.render(question.messages, add_generation_prompt=True)
 
 
-def _check_images(speaker: Speaker, text: str, question: Question) -> None:
-    require_image(family_of(speaker.model.config), len(question.images))
-    token = getattr(speaker.processor, "image_token", None)
+def _check_images(processor: Any, text: str, question: Question) -> None:
+    token = getattr(processor, "image_token", None)
     if token is None and question.images:
         raise DataError("images for a model that sees none", todo="leave them out")
     places = text.count(token) if token else 0

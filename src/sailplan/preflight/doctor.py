@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sailplan.errors import SailplanError
 from sailplan.preflight import cache, compiler, disk, flash, gpus, host, installed, quantiser
-from sailplan.preflight.finding import Check, Finding, Subject, failed, unchecked
+from sailplan.preflight.finding import Check, Finding, Subject, failed, of_error, unchecked
 from sailplan.preflight.smoke import smoke
 
 CHECKS = (
@@ -69,8 +70,11 @@ class Lines:
         self._since = time.monotonic()
 
     def of(self, find: Callable[[], Finding]) -> Line:
-        """Returns the next line."""
-        return self._line(find())
+        """Returns the next line; a user's error is the finding of a fault."""
+        try:
+            return self._line(find())
+        except SailplanError as error:
+            return self._line(of_error(error))
 
     def all(self, findings: Iterator[Finding]) -> Iterator[Line]:
         """Yields a line for each finding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sailplan.errors import ModelError
+from sailplan.model.families import family_of
 from sailplan.plan.workload import Images, Workload
 
 
@@ -52,8 +53,6 @@ def pixels(
     """
     from PIL import Image
 
-    from sailplan.model.families import family_of
-
     blank = Image.new("RGB", (images.width, images.height))
     family = family_of(config)
     given: Any = [blank] * images.per_row * rows
@@ -78,13 +77,12 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
 
     import torch
 
-    from sailplan.model.families import family_of
-
     rows, length = workload.micro_batch, workload.length_tokens
     tokens = image_tokens(config, model, vision) // rows if vision else 0
     length = max(length, tokens + 8)
     ids = torch.ones(rows, length, dtype=torch.long)
-    image_id = _image_id(config)
+    family = family_of(config)
+    image_id = family.image_token_id or 0
     if tokens:
         ids[:, 4 : 4 + tokens] = image_id
     given: dict[str, Any] = {"input_ids": ids, **vision}
@@ -97,7 +95,7 @@ def inputs(workload: Workload, config: Any, model: Any, vision: dict[str, Any]) 
         given["attention_mask"] = mask
     accepted = inspect.signature(type(model.base_model).forward).parameters
     types = (ids == image_id).long() if tokens else torch.zeros_like(ids)
-    if family_of(config).prefix_lm:  # 1 is the answer, not the image
+    if family.prefix_lm:  # 1 is the answer, not the image
         types = torch.zeros_like(ids)
         types[:, 4 + tokens :] = 1
     for name in ("mm_token_type_ids", "token_type_ids"):
@@ -132,7 +130,7 @@ def _positions(segments: tuple[int, ...], length: int, model: Any) -> Any:
 
 def placeholders(given: dict[str, Any], config: Any) -> int:
     """Returns how many tokens of a micro batch stand for images."""
-    return int((given["input_ids"] == _image_id(config)).sum())
+    return int((given["input_ids"] == (family_of(config).image_token_id or 0)).sum())
 
 
 def image_tokens(config: Any, model: Any, vision: dict[str, Any]) -> int:
@@ -141,8 +139,6 @@ def image_tokens(config: Any, model: Any, vision: dict[str, Any]) -> int:
     Counted where it is decided: in the features that the model puts in their place.
     """
     import torch
-
-    from sailplan.model.families import family_of
 
     if family_of(config).cross_attention:
         return int(vision["pixel_values"].shape[0] * vision["pixel_values"].shape[1])
@@ -159,9 +155,3 @@ def _accepted(model: Any, vision: dict[str, Any]) -> dict[str, Any]:
 
     parameters = inspect.signature(model.base_model.get_image_features).parameters
     return {name: value for name, value in vision.items() if name in parameters}
-
-
-def _image_id(config: Any) -> int:
-    from sailplan.model.families import family_of
-
-    return family_of(config).image_token_id or 0

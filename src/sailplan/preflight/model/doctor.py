@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sailplan.errors import SailplanError
 from sailplan.imports import calm_libraries
 from sailplan.preflight.doctor import Line, Lines
-from sailplan.preflight.finding import Finding, of_error
+from sailplan.preflight.finding import of_error
 from sailplan.preflight.model import reading, trial
 from sailplan.progress import waiting
 from sailplan.run.config import Run
@@ -25,6 +25,11 @@ NAMES = (
     "merging",
 )
 """Every line, in order."""
+
+_LOOKS = (
+    *(reading.told, reading.parts, reading.chat_template),
+    *(reading.labels, reading.image_tokens, reading.batching),
+)
 
 
 def examine(run: Run) -> Iterator[Line]:
@@ -36,16 +41,16 @@ def examine(run: Run) -> Iterator[Line]:
     calm_libraries()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches for others, aloud
     lines = Lines(NAMES)
-    with waiting("reading the model's config and processor"):
-        found = _read(run)
-    if isinstance(found, Finding):
-        yield lines.of(lambda: found)
+    try:
+        with waiting("reading the model's config and processor"):
+            found = reading.read(run)
+    except SailplanError as error:
+        told = of_error(error)
+        yield lines.of(lambda: told)
         yield from lines.rest("the model cannot be read")
         return
-    yield lines.of(lambda: reading.told(found))
-    yield lines.of(lambda: reading.parts(found))
-    for look in (reading.chat_template, reading.labels, reading.image_tokens, reading.batching):
-        yield lines.of(lambda look=look: _guarded(look, found))  # type: ignore[misc]
+    for look in _LOOKS:
+        yield lines.of(partial(look, found))
     with tempfile.TemporaryDirectory(prefix="sailplan-model-") as name:
         folder = Path(name)
         environment = {**os.environ, **run.environment()}
@@ -55,18 +60,3 @@ def examine(run: Run) -> Iterator[Line]:
             yield from lines.rest("the small copy did not train")
             return
         yield lines.of(lambda: trial.merges(folder, environment))
-
-
-def _read(run: Run) -> reading.Model | Finding:
-    try:
-        return reading.read(run)
-    except SailplanError as error:
-        return of_error(error)
-
-
-def _guarded(look: Any, found: reading.Model) -> Finding:
-    try:
-        result: Finding = look(found)
-    except SailplanError as error:
-        return of_error(error)
-    return result

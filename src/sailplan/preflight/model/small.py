@@ -38,8 +38,7 @@ def small_config(config: Any) -> Any:
         if part is text:
             continue
         for name in _WIDTHS:
-            own_width = name == "hidden_size" and part is not config
-            if getattr(part, name, None) == width and not (own_width and not _is_output(part)):
+            if getattr(part, name, None) == width and not _is_own_width(name, part, config):
                 setattr(part, name, text.hidden_size)
     vision = getattr(config, "vision_config", None)
     if vision is not None and not _names_layers(config):
@@ -78,21 +77,22 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
-def _is_output(part: Any) -> bool:
-    """Says whether a vision tower's `hidden_size` is what it gives to the text (Qwen2-VL)."""
-    return hasattr(part, "embed_dim")
+def _is_own_width(name: str, part: Any, config: Any) -> bool:
+    """Says whether a setting is a vision tower's own width, which may be that of the text.
+
+    Qwen2-VL's own is `embed_dim`, and its `hidden_size` what it gives to the text.
+    """
+    return name == "hidden_size" and part is not config and not hasattr(part, "embed_dim")
 
 
 def _names_layers(config: Any) -> bool:
     """Says whether layers of the vision tower are named by number, other than from the end."""
     for part in _parts(config):
         for name, value in vars(part).items():
-            numbers = value if isinstance(value, (list, tuple)) else [value]
-            named = any(word in name for word in _NAMED_LAYERS)
-            if named and any(isinstance(number, int) and number >= 0 for number in numbers):
-                return True
-            if named and any(isinstance(number, int) and number < -2 for number in numbers):
-                return True
+            if any(word in name for word in _NAMED_LAYERS):
+                numbers = value if isinstance(value, (list, tuple)) else [value]
+                if any(isinstance(one, int) and one not in (-1, -2) for one in numbers):
+                    return True
     return False
 
 
