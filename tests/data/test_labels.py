@@ -294,7 +294,7 @@ def test_markers_around_the_role_header_train_the_words_alone(encoder: Load) -> 
     assert _read(encoder("qwen2_vl", template), sample)[1:2] == ["+A red square.<|im_end|>"]
 
 
-@pytest.mark.parametrize("name", ["deepseekv3", "deepseek_r1_distill"])
+@pytest.mark.parametrize("name", ["deepseekv3", "deepseek_r1_distill", "gptoss"])
 @pytest.mark.parametrize("words", ["A red square.", "<b>A</b> red square.", "<think of it>"])
 def test_header_whose_prompt_goes_on_to_think_is_not_trained(
     encoder: Load, name: str, words: str
@@ -305,7 +305,7 @@ def test_header_whose_prompt_goes_on_to_think_is_not_trained(
     subject = encoder("qwen2_vl", (folder / f"{name}_training.jinja").read_text())
     trained = "".join(piece[1:] for piece in _read(subject, sample) if piece.startswith("+"))
 
-    assert "Assistant" not in trained
+    assert "assistant" not in trained.lower()
     assert words in trained
 
 

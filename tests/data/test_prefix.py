@@ -207,6 +207,22 @@ def test_token_sees_the_whole_prompt_and_no_later_token_of_the_answer(
     assert not same[start + 2 :].any()
 
 
+def test_positions_begin_with_1_and_are_left_to_the_model(
+    model: Any, encoder: Encoder, collate: Collator
+) -> None:
+    batch = collate([row(encoder, "What is it?", "A line.", (60, 84))])
+    assert "position_ids" not in batch
+    seen: list[torch.Tensor] = []
+
+    def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["position_ids"])
+
+    with model.model.language_model.register_forward_pre_hook(look, with_kwargs=True):
+        model(**batch, use_cache=False)
+
+    assert seen[0].tolist() == [list(range(1, batch["input_ids"].shape[1] + 1))]
+
+
 def test_held_out_loss_is_that_of_the_processors_batch(
     model: Any, encoder: Encoder, collate: Collator
 ) -> None:

@@ -19,6 +19,7 @@ _PACKING = "tests/data/test_packing.py::"
 _ROWS = "tests/model/test_packed_attention.py::"
 _FAMILIES = "tests/data/test_families_media.py::"
 _ODD = "tests/data/test_odd_images.py::"
+_PREFIX = "tests/data/test_prefix.py::"
 
 QUIRKS: dict[str, tuple[str, ...]] = {
     # How many tokens an image takes
@@ -76,6 +77,9 @@ QUIRKS: dict[str, tuple[str, ...]] = {
     "Some of TRL's training templates train the header of the role too": (
         f"{_LABELS}test_markers_around_the_role_header_train_the_words_alone",
     ),
+    "Some of them train what the prompt goes on with as well": (
+        f"{_LABELS}test_header_whose_prompt_goes_on_to_think_is_not_trained",
+    ),
     "Others render other words than the template that they stand for": (
         f"{_LABELS}test_reasoning_template_trains_the_last_answer_with_its_empty_thoughts",
     ),
@@ -98,6 +102,21 @@ QUIRKS: dict[str, tuple[str, ...]] = {
     ),
     "The end of a turn may be the padding as well": (
         "tests/data/test_collator.py::test_padding_that_is_eos_hides_no_end_of_turn",
+    ),
+    # PaliGemma's prompt
+    "paligemma's processor puts BOS behind the images and a line break behind the prompt": (
+        f"{_PREFIX}test_batch_is_that_of_the_processor_with_eos_trained",
+        f"{_PREFIX}test_prompt_and_answer_stand_where_the_processor_puts_them",
+    ),
+    "paligemma's prompt is seen both ways, and its answer too unless token types tell it apart": (
+        f"{_PREFIX}test_token_sees_the_whole_prompt_and_no_later_token_of_the_answer",
+        f"{_PREFIX}test_padded_batch_has_the_loss_and_gradients_of_its_samples",
+    ),
+    "paligemma counts positions from 1": (
+        f"{_PREFIX}test_positions_begin_with_1_and_are_left_to_the_model",
+    ),
+    "paligemma's processor takes no text without an image": (
+        f"{_PREFIX}test_text_without_an_image_is_refused",
     ),
     # Samples in one row
     "A mask of all ones, a cache or plain positions let the samples of a row see each other": (

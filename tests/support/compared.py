@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from sailplan.cli.main import app
 from sailplan.evaluate.comparison import Comparison, read_comparison
+from tests.support import patience
 from tests.support.rows import chat_rows
 
 
@@ -56,8 +57,7 @@ def adapter_run(folder: Path, model: Path, **values: Any) -> Path:
 def sailplan(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own."""
     command = [sys.executable, "-m", "sailplan", *arguments]
-    options = {"timeout": 240, **options}
-    return subprocess.run(command, capture_output=True, text=True, **options)
+    return patience.run(command, **{"timeout": 240, **options})
 
 
 def here(*arguments: str) -> tuple[int, str, str]:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from tests.support import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = "sailplan.train.sft_vlm"
 
@@ -110,21 +112,14 @@ def accelerate_launch(
     command += ["--config_file", str(ROOT / "accelerate_configs" / f"{preset}.yaml")]
     command += ["--num_processes", str(processes), "--main_process_port", str(free_port())]
     command += ["-m", ENTRY, *arguments, "--use_cpu"]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
-    )
+    return patience.run(command, timeout=timeout, env={**os.environ, **(env or {})})
 
 
 def two_ranks(script: Path, arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
     """Runs a script that makes its own process group on two CPU ranks, and waits for its end."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*command, "--nproc_per_node", "2", str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-    )
+    command += ["--nproc_per_node", "2", str(script), *map(str, arguments)]
+    return patience.run(command, timeout=200, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
 
 
 def losses(output_dir: Path) -> list[float]:

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sailplan.run.paths import RunPaths
+from tests.support import patience
 from tests.support.rows import chat_rows
 
 ELSEWHERE = "another-machine"
@@ -47,7 +47,7 @@ def train_tiny(folder: Path, model: Path) -> Path:
     """Trains twelve steps as `sailplan train` does, and returns the run's directory."""
     file = run_file(folder, model)
     command = [sys.executable, "-m", "sailplan", "train", str(file), "--no-preflight"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = patience.run(command, timeout=180)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder / "run"
 
