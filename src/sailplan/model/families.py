@@ -29,31 +29,39 @@ _MEDIA = r"(image|img|images|vision|video|audio|boi|eoi|boa|eoa|patch|frame|row|
 _MEDIA_SETTING = re.compile(rf"(^|_){_MEDIA}(_\w+)*_token_(id|ids|index)$|^(boi|eoi)_token_")
 MEDIA_TOKEN = re.compile(r"image|img|vision|video|audio|patch|<row_|fake_token", re.IGNORECASE)
 
-# Image processors that take one list of images per sample, pad the number of images, and return
-# a row of pixels for each sample.
-_PIXELS_BY_ROW = frozenset({"mllama", "idefics2", "idefics3", "smolvlm"})
-# Those that take them so without that: LLaVA-OneVision cuts only images that are alone into tiles.
-_NESTED_IMAGES = _PIXELS_BY_ROW | {"llava_onevision"}
-# Cross-attention: an image is one token, and a row without images skips layers or attends to
-# padding (transformers' `_prepare_cross_attention_mask`), so that no dummy image is neutral.
-_CROSS_ATTENTION = frozenset({"mllama"})
+_BY_ROW = {"nested_images": True, "pixels_by_row": True}
+# What neither config nor processor says, by the fields of `Family`, as transformers 5.23 has it.
+_KNOWN: dict[str, dict[str, Any]] = {
+    "gemma3": {"sees_both_ways": True},
+    "gemma3n": {"sees_both_ways": True},
+    "idefics2": _BY_ROW,
+    "idefics3": _BY_ROW,
+    # Cuts only images that are alone into tiles.
+    "llava_onevision": {"nested_images": True},
+    # `Mistral3PatchMerger` reads an image of one token as none of several.
+    "mistral3": {"min_image_tokens": 2},
+    # An image is one token, and a row without images skips layers or attends to padding
+    # (`_prepare_cross_attention_mask`), so that no dummy image is neutral.
+    "mllama": {
+        **_BY_ROW,
+        "cross_attention": True,
+        "packing_obstacle": "every token of a row sees all images of the row",
+    },
+    # `Molmo2Processor.__call__` puts the beginning of a text there itself.
+    "molmo2": {"sees_both_ways": True, "opened_by_processor": True},
+    # `PaliGemmaProcessor` lays out what it is given (`prepare_inputs_layout`) and takes no text
+    # without an image (`validate_inputs`); published without a chat template.
+    "paligemma": {
+        "sees_both_ways": True,
+        "prefix_lm": True,
+        "needs_images": True,
+        "own_template": "paligemma",
+    },
+    "smolvlm": _BY_ROW,
+}
 # Why samples cannot share a row: without a mask of tokens × tokens they would see each other.
 _BOTH_WAYS = "its image tokens attend to each other in both directions"
-_SEE_BOTH_WAYS = frozenset({"gemma3", "gemma3n", "molmo2", "paligemma"})
-_UNPACKABLE = {"mllama": "every token of a row sees all images of the row"}
 _PLAIN_LAYERS = frozenset({"full_attention", "sliding_attention"})
-# Reads an image of one token as none of several (transformers 5.23, `Mistral3PatchMerger`).
-_MIN_IMAGE_TOKENS = {"mistral3": 2}
-# Their processor puts the beginning of a text there itself, and the end of one where there is none
-# (transformers 5.23, `Molmo2Processor.__call__`).
-_OPENED_BY_PROCESSOR = frozenset({"molmo2"})
-# All of the prompt is seen both ways, and the processor puts BOS behind the images and a line break
-# behind the prompt (transformers 5.23, `PaliGemmaProcessor.prepare_inputs_layout`).
-_PREFIX_LM = frozenset({"paligemma"})
-# Their processor takes no text without an image (`PaliGemmaProcessor.validate_inputs`).
-_NEEDS_IMAGES = frozenset({"paligemma"})
-# Published without a chat template: the one of sailplan's that says what their processor takes.
-_OWN_TEMPLATES = {"paligemma": "paligemma"}
 # Their vision features are taken before these modules, which therefore never train.
 _UNUSED_TOWER_MODULES = {
     "clip_vision_model": ("post_layernorm",),
@@ -79,28 +87,28 @@ class Family:
     """Logits per token; ids from here on can be read but never predicted."""
     max_length_tokens: int | None
     """Positions that the language model was built for."""
-    nested_images: bool
+    nested_images: bool = False
     """Whether the image processor takes `[[images of sample 0], [images of sample 1], …]`."""
-    pixels_by_row: bool
+    pixels_by_row: bool = False
     """Whether it returns a row of pixels for each sample."""
     packing_obstacle: str | None
     """Why several samples cannot stand in one row; None where they can."""
     sees_both_ways: bool
     """Whether some tokens attend to later ones, for which flash-attention has no mask."""
-    prefix_lm: bool
+    prefix_lm: bool = False
     """Whether the prompt is a prefix that sees itself both ways, told from the answer by
     `token_type_ids` (0 and 1) and written by the processor: images, BOS, words, a line break."""
-    needs_images: bool
+    needs_images: bool = False
     """Whether every sample must have an image."""
-    own_template: str | None
+    own_template: str | None = None
     """The chat template that sailplan brings for it; None where its models bring theirs."""
     sliding_window_tokens: int | None
     """How far back some layers see; None where all see everything."""
-    cross_attention: bool
+    cross_attention: bool = False
     """Whether images reach the language model through cross-attention only."""
-    min_image_tokens: int
+    min_image_tokens: int = 1
     """The fewest tokens of an image that the model can read."""
-    opened_by_processor: bool
+    opened_by_processor: bool = False
     """Whether every prompt begins with BOS, or EOS where the tokenizer has no BOS."""
     image_token_id: int | None
     """The id in whose places image features are put, in cross-attention where an image stands."""
@@ -168,6 +176,12 @@ def family_of(config: Any) -> Family:
     if name == "llava" and getattr(vision, "model_type", None) == "pixtral":
         name = "pixtral"
     is_vision = vision is not None or getattr(config, "vq_config", None) is not None
+    both_ways = sees_both_ways(name, getattr(text, "use_bidirectional_attention", None))
+    known = {
+        "sees_both_ways": both_ways,
+        "packing_obstacle": _BOTH_WAYS if both_ways else _carried_over(text),
+        **_KNOWN.get(name, {}),
+    }
     media: set[int] = set()
     for key, value in config.to_dict().items():
         if _MEDIA_SETTING.search(key):
@@ -180,19 +194,10 @@ def family_of(config: Any) -> Family:
         language_prefixes=(*(_prefixes(_LANGUAGE_MODULES) if is_vision else ("model",)), "lm_head"),
         vocabulary_size=int(text.vocab_size),
         max_length_tokens=getattr(text, "max_position_embeddings", None),
-        nested_images=name in _NESTED_IMAGES,
-        pixels_by_row=name in _PIXELS_BY_ROW,
-        packing_obstacle=_packing_obstacle(name, text),
-        sees_both_ways=sees_both_ways(name, _bidirectional(text)),
-        prefix_lm=name in _PREFIX_LM,
-        needs_images=name in _NEEDS_IMAGES,
-        own_template=_OWN_TEMPLATES.get(name),
         sliding_window_tokens=_sliding_window(text),
-        cross_attention=name in _CROSS_ATTENTION,
-        min_image_tokens=_MIN_IMAGE_TOKENS.get(name, 1),
-        opened_by_processor=name in _OPENED_BY_PROCESSOR,
         image_token_id=_image_token_id(config) if is_vision else None,
         media_token_ids=frozenset(media),
+        **known,
     )
 
 
@@ -215,18 +220,10 @@ def sees_both_ways(name: str, bidirectional: Any) -> bool:
         bidirectional: What its language model's config says of `use_bidirectional_attention`:
             "vision" in some Gemma 4.
     """
-    return name in _SEE_BOTH_WAYS or bool(bidirectional)
+    return bool(_KNOWN.get(name, {}).get("sees_both_ways") or bidirectional)
 
 
-def _bidirectional(text: Any) -> Any:
-    return getattr(text, "use_bidirectional_attention", None)
-
-
-def _packing_obstacle(name: str, text: Any) -> str | None:
-    if name in _UNPACKABLE:
-        return _UNPACKABLE[name]
-    if sees_both_ways(name, _bidirectional(text)):
-        return _BOTH_WAYS
+def _carried_over(text: Any) -> str | None:
     kinds = {*(getattr(text, "layer_types", None) or ())} - _PLAIN_LAYERS
     if getattr(text, "attention_chunk_size", None):
         kinds.add("chunked_attention")
