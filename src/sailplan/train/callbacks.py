@@ -106,14 +106,21 @@ class PlainProgress(TrainerCallback):
     """Prints progress as plain lines, for logs where a bar would be noise."""
 
     def __init__(self) -> None:
-        self.started = 0.0
-        self.first_step = 0
+        self._started: float | None = None
+        self._first_step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the clock."""
-        self.started, self.first_step = time.monotonic(), state.global_step
+        """Notes where training begins."""
+        self._started, self._first_step = None, state.global_step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock with the first step: an evaluation before it is none of the steps."""
+        if self._started is None:
+            self._started = time.monotonic()
 
     def on_log(
         self,
@@ -131,10 +138,10 @@ class PlainProgress(TrainerCallback):
         for name, text, least in _RATES:
             if logs.get(name, 0.0) > least:
                 metrics += f"  {text.format(logs[name])}"
-        done = state.global_step - self.first_step
+        done = state.global_step - self._first_step
         left = ""
-        if done > 0 and state.global_step < state.max_steps:
-            seconds = (time.monotonic() - self.started) / done
+        if self._started is not None and done > 0 and state.global_step < state.max_steps:
+            seconds = (time.monotonic() - self._started) / done
             remaining = seconds * (state.max_steps - state.global_step)
             left = f"  {seconds:.2f} s/step, {remaining / 60:.1f} min left"
         print(f"step {state.global_step}/{state.max_steps}  {metrics}{left}", flush=True)
