@@ -66,7 +66,7 @@ test-slow: $(OPERATORS)
 test-matrix: $(OPERATORS) $(PRETRAINED)
 	rm -f $(MATRIX) && mkdir -p $(dir $(MATRIX))
 	SAILPLAN_MATRIX=$(MATRIX) $(BIN)/python -m pytest tests/matrix -n logical --maxprocesses 2 \
-		--dist loadgroup -m "not gpu" --timeout 900
+		--dist loadfile -m "not gpu" --timeout 2400
 	$(BIN)/python -m tests.matrix.record $(MATRIX)
 	$(BIN)/python -m tests.matrix.page
 

@@ -18,7 +18,7 @@ from sailplan.imports import installed_versions
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 _SHORT_PART = ("tests/matrix", "-m", "not slow and not gpu", "--timeout", "900")
-_SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "2", "--dist", "loadgroup")
+_SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "2", "--dist", "loadfile")
 
 
 def pinned() -> dict[str, str]:

@@ -25,14 +25,13 @@ REFUSED = tuple(method for method in METHODS if "-" in method)
 
 
 def params(methods: tuple[str, ...]) -> list[Any]:
-    """Cells of one process, a family's in one group; beyond one method of each they are slow."""
+    """Cells of one process; beyond one method of each family they are slow."""
     found = []
     for cell in CELLS:
         if cell.strategy == "single" and cell.method in methods:
             quick = methods[FAMILIES.index(cell.family) % len(methods)]
-            marks = [pytest.mark.xdist_group(cell.family)]
-            if methods == TRAINED and cell.method != quick:
-                marks.append(pytest.mark.slow)
+            is_slow = methods == TRAINED and cell.method != quick
+            marks = [pytest.mark.slow] if is_slow else []
             found.append(pytest.param(cell, id=cell.name, marks=marks))
     return found
 

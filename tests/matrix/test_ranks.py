@@ -32,14 +32,12 @@ KILLED = 137
 
 
 def params(*, refused: bool) -> list[Any]:
-    """Cells of two ranks, in one group: no two of them have their ranks at one time."""
+    """Cells of two ranks."""
     found = []
     for cell in CELLS:
         is_refused = "-" in cell.method or (cell.method, cell.strategy) == UNSHARDED
         if STRATEGIES[cell.strategy] > 1 and is_refused == refused:
-            marks = [pytest.mark.xdist_group("ranks")]
-            if not refused and cell.name not in QUICK:
-                marks.append(pytest.mark.slow)
+            marks = [] if refused or cell.name in QUICK else [pytest.mark.slow]
             found.append(pytest.param(cell, id=cell.name, marks=marks))
     return found
 
@@ -148,7 +146,6 @@ def test_cell_on_two_ranks_is_refused_before_ranks_start(
     note(cell, works=False, words=reason)
 
 
-@pytest.mark.xdist_group("ranks")
 def test_cell_that_is_started_by_hand_is_refused_by_its_ranks(
     tiny_model: Callable[[str], Path], ranks: Ranks, tmp_path: Path
 ) -> None:

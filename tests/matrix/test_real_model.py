@@ -68,13 +68,7 @@ def plain_base(base: Path) -> Plain:
     return Plain(base)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(method, marks=pytest.mark.xdist_group(f"real-{method}"))
-        for method in ("lora", "qlora")
-    ],
-)
+@pytest.fixture(scope="module", params=["lora", "qlora"])
 def tuned(
     request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Tuned:
@@ -108,7 +102,7 @@ def tuned(
         ("train", str(file), "--no-preflight"),
         ("merge", str(run), "--output", str(merged)),
     ):
-        done = sailplan(*arguments, timeout=800)
+        done = sailplan(*arguments, timeout=1200)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found, table, _ = compared(run, "--tuned", str(merged), "--greedy")
     print(table)
