@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,9 @@ _LIBRARIES = (
     "datasets",
 )
 
+_WRITTEN_AT = re.compile(r"^(?:.*\.yaml:\d+|--\w+): ")
+"""Where a field was written in the run that was refused; it says nothing of the cell."""
+
 
 def note(cell: Cell, *, works: bool, words: str) -> None:
     """Adds what became of a cell to the file that the environment names, if it names one."""
@@ -29,7 +33,8 @@ def note(cell: Cell, *, works: bool, words: str) -> None:
     if path:
         found = {"family": cell.family, "method": cell.method, "strategy": cell.strategy}
         with Path(path).open("a") as lines:
-            lines.write(json.dumps({**found, "works": works, "words": words}) + "\n")
+            said = _WRITTEN_AT.sub("", words)
+            lines.write(json.dumps({**found, "works": works, "words": said}) + "\n")
 
 
 def collect(path: Path) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def test_record_has_every_cell_in_the_order_of_the_matrix(lines: Path) -> None:
     assert [(one["family"], one["method"], one["strategy"]) for one in cells] == [
         (cell.family, cell.method, cell.strategy) for cell in CELLS
     ]
+
+
+@pytest.mark.parametrize("place", ["/tmp/a b/run.yaml:8: ", "--load_in_4bit: ", ""])
+def test_refusal_does_not_tell_where_the_test_wrote_a_field(lines: Path, place: str) -> None:
+    words = "load_in_4bit with full fine-tuning: quantised weights cannot be trained"
+    note(CELLS[0], works=False, words=place + words)
+    assert json.loads(lines.read_text())["words"] == words
 
 
 @pytest.mark.parametrize("missing", [CELLS[0], CELLS[-1]], ids=lambda cell: cell.name)

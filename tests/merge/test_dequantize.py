@@ -142,6 +142,27 @@ def test_rows_that_are_not_whole_blocks_are_verified_as_well(
             assert 0 < (found[name] - weight).abs().max() < 0.2 * weight.abs().max()
 
 
+def test_base_that_was_loaded_wider_than_stored_is_verified_as_well(
+    tmp_path: Path, base: Path, adapter: Path
+) -> None:
+    write_run(adapter, base, {**RUNS["nf4 nested"], "dtype": "float32"})
+    _, found = merge(adapter, tmp_path / "out")
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_merge_into_the_published_base_tells_that_training_saw_another(
+    base: Path, adapter: Path, kind: str
+) -> None:
+    assert not [note for note in prepare(adapter).notes if "quantised base" in note]
+    write_run(adapter, base, {})
+    assert not [note for note in prepare(adapter).notes if "quantised base" in note]
+
+    write_run(adapter, base, RUNS[kind])
+    (note,) = [note for note in prepare(adapter).notes if "quantised base" in note]
+    assert "--base-precision dequantized" in note
+
+
 def test_share_of_the_error_is_told(tmp_path: Path, base: Path, adapter: Path) -> None:
     write_run(adapter, base, RUNS["nf4"])
     job, _ = merge(adapter, tmp_path / "out")

@@ -143,16 +143,34 @@ def settings_of(home: Path) -> Run:
     Raises:
         CheckpointError: The run did not quantise its base.
     """
-    files = [folder / "run.yaml" for folder in (home, home.parent)]
-    file = next((path for path in files if path.is_file()), None)
+    file = _run_file(home)
     if file is None:  # TRL's defaults
         return Run(explicit={"load_in_4bit": True, "dtype": "bfloat16"})
     run = Run.from_file(file)
-    if not run.get("load_in_4bit") and not run.get("load_in_8bit"):
+    if not _quantises(run):
         raise CheckpointError(
             f"{file} did not quantise its base", allowed="--base-precision 16bit of such an adapter"
         )
     return run
+
+
+def is_known_quantised(home: Path) -> bool:
+    """Tells whether an adapter's run file says that its base was quantised.
+
+    Args:
+        home: As of `settings_of`.
+    """
+    file = _run_file(home)
+    return file is not None and _quantises(Run.from_file(file))
+
+
+def _run_file(home: Path) -> Path | None:
+    files = (folder / "run.yaml" for folder in (home, home.parent))
+    return next((path for path in files if path.is_file()), None)
+
+
+def _quantises(run: Run) -> bool:
+    return bool(run.get("load_in_4bit") or run.get("load_in_8bit"))
 
 
 def dequantised(plans: Sequence[TensorPlan], model: PreTrainedModel, run: Run) -> list[TensorPlan]:

@@ -115,17 +115,26 @@ def prepare(path: Path, options: Options | None = None) -> Job:
     changes: dict[str, Any] = {}
     if tuned is not None:
         from sailplan.merge.adapter import apply
+        from sailplan.merge.dequantize import (
+            dequantised,
+            error_against_adapter,
+            is_known_quantised,
+            settings_of,
+        )
 
         plans = [cast(plan, wanted.dtype) for plan in plans]
         applied = apply(tuned, plans, model, module_name=lambda name: module_name(name, model))
         plans = list(applied.plans)
         if wanted.base_precision == "dequantized":
-            from sailplan.merge.dequantize import dequantised, error_against_adapter, settings_of
-
             other = skeleton(home, trust_remote_code=wanted.trust_remote_code)
             plans = dequantised(plans, other, settings_of(source.home))
             share = error_against_adapter(plans)
             notes.append(f"quantising the base changed it {share:.2f} times as much as the adapter")
+        elif is_known_quantised(source.home):
+            notes.append(
+                "trained on a quantised base, merged into the published one: it will not answer "
+                "quite as trained; --base-precision dequantized does"
+            )
         prove_used_up(plans, tuned.tensors)
         changes = _changes(applied, model)
         notes += [

@@ -198,9 +198,9 @@ def _merged_by_peft(adapter: Path, model: nn.Module, module: TensorPlan) -> torc
 
     with Reader() as reader:
         weight = reader.read(module.source.segments).reshape(module.shape)
-    wide = torch.promote_types(weight.dtype, getattr(torch, module.dtype))
     if isinstance(module.delta, Quantised):
         weight = module.delta.at_once(weight)
+    wide = torch.promote_types(weight.dtype, getattr(torch, module.dtype))
     return recompute(adapter, model, module.name, weight.to(wide))
 
 
