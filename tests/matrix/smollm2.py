@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests.support.markdown import blocks
 
@@ -25,10 +25,20 @@ def unpack(folder: Path) -> Path:
 
 
 class Plain:
-    """A model folder as anyone loads it: by `from_pretrained` alone."""
+    """A model folder as anyone loads it: by `from_pretrained` alone.
 
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    Args:
+        folder: The model's.
+        in_4_bits: It is loaded as QLoRA loads it.
+    """
+
+    def __init__(self, folder: Path, *, in_4_bits: bool = False) -> None:
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        )
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, quantization_config=nf4 if in_4_bits else None
+        ).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
 
     def answers(self, prompts: list[str], *, num_tokens: int) -> list[str]:

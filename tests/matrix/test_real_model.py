@@ -45,7 +45,7 @@ money, and so everything has stayed as it was. Visitors who ask for the way to t
 follow the road along the river until they can hear the sea.
 """
 MOST_PERPLEXITY = 1.1
-"""How many times the base's perplexity of `PROSE` a tuned model's may be."""
+"""How many times that of the base that was tuned a model's perplexity of `PROSE` may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class Tuned:
     merged: Path
     found: Comparison
     """The base against the merged model, on all held-out rows."""
+    in_4_bits: bool
+    """Whether the base was quantised for it, which alone costs some of what it knows."""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def tuned(
     merge = ["merge", str(run), "--output"]
     commands = [["train", str(file), "--no-preflight"]]
     sides = ["--tuned", str(merged)]
-    if request.param == "qlora":
+    if in_4_bits := request.param == "qlora":
         published = str(folder / "published")
         commands += [[*merge, str(merged), "--base-precision", "dequantized"], [*merge, published]]
         sides += ["--tuned", published]
@@ -116,7 +118,7 @@ def tuned(
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found, table, _ = compared(run, *sides, "--greedy")
     print(table)
-    return Tuned(run=run, merged=merged, found=found)
+    return Tuned(run=run, merged=merged, found=found, in_4_bits=in_4_bits)
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +180,16 @@ def test_merged_model_still_answers_other_questions(plain_base: Plain, plain_mer
     assert right[1] >= 0.8 * len(QUESTIONS)
 
 
-def test_merged_model_reads_plain_english_as_well_as_before(
-    plain_base: Plain, plain_merged: Plain
+def test_merged_model_reads_plain_english_as_well_as_the_base_that_was_tuned(
+    base: Path, tuned: Tuned, plain_base: Plain, plain_merged: Plain
 ) -> None:
-    before, after = plain_base.perplexity(PROSE), plain_merged.perplexity(PROSE)
-    print(f"perplexity of plain English: {before:.2f} before, {after:.2f} after")
+    trained_on = Plain(base, in_4_bits=True) if tuned.in_4_bits else plain_base
+    published, before, after = (
+        plain.perplexity(PROSE) for plain in (plain_base, trained_on, plain_merged)
+    )
+    print(
+        f"perplexity of plain English: published {published:.2f}, the base that was tuned "
+        f"{before:.2f}, merged {after:.2f}"
+    )
 
     assert after < MOST_PERPLEXITY * before
