@@ -157,6 +157,8 @@ def test_merge_into_the_published_base_tells_that_training_saw_another(
     assert not [note for note in prepare(adapter).notes if "quantised base" in note]
     write_run(adapter, base, {})
     assert not [note for note in prepare(adapter).notes if "quantised base" in note]
+    (adapter.parent / "run.yaml").write_text("load_in_4bit: true\nof another version: 1\n")
+    assert not [note for note in prepare(adapter).notes if "quantised base" in note]
 
     write_run(adapter, base, RUNS[kind])
     (note,) = [note for note in prepare(adapter).notes if "quantised base" in note]

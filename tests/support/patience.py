@@ -38,6 +38,9 @@ def run(
             out, err = process.communicate()
             late = f"not done in {timeout} s\n" + "\n".join(started)
             pytest.fail(f"{late}\n\n{out[-3000:]}\n\n{err[-20000:]}")
+        except BaseException:  # the test's own limit, or Ctrl-C
+            _signal_all(process.pid, signal.SIGKILL)
+            raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
@@ -40,5 +41,21 @@ def test_late_command_is_ended_and_the_failure_shows_the_stacks_of_all_its_proce
     assert "begun" in text
     assert "wait_in_the_child" in text
     assert "wait_in_a_thread" in text
-    mine = psutil.Process().children(recursive=True)
-    assert not [process for process in mine if "wait_in_the_child" in " ".join(process.cmdline())]
+    assert not below_this_process("wait_in_the_child")
+
+
+def test_command_does_not_outlive_a_test_that_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run([sys.executable, "-c", "import time; time.sleep(61)"], timeout=50)
+
+    assert not below_this_process("sleep(61)")
+
+
+def below_this_process(word: str) -> list[psutil.Process]:
+    """The processes below this one that have a word in their command."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if word in " ".join(process.cmdline())]

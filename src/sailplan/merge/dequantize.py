@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sailplan.checkpoint.stored import Pieces, part_of
-from sailplan.errors import CheckpointError
+from sailplan.errors import CheckpointError, SailplanError
 from sailplan.merge.reader import Reader
 from sailplan.merge.tensor_plan import Delta, TensorPlan
 from sailplan.model.load import quantization_config
@@ -158,10 +159,12 @@ def is_known_quantised(home: Path) -> bool:
     """Tells whether an adapter's run file says that its base was quantised.
 
     Args:
-        home: As of `settings_of`.
+        home: As of `settings_of`. A run file there that cannot be read says nothing.
     """
     file = _run_file(home)
-    return file is not None and _quantises(Run.from_file(file))
+    with suppress(SailplanError):
+        return file is not None and _quantises(Run.from_file(file))
+    return False
 
 
 def _run_file(home: Path) -> Path | None:
