@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from sailplan.files import preset
+from tests.support import patience
 from tests.support.launch import free_port
 
 SCRIPT = Path(__file__).with_name("accelerator_ranks.py")
@@ -23,7 +23,7 @@ def test_bare_accelerator_on_cpus_under_deepspeed_sees_one_rank_and_the_trainer_
     command += ["--config_file", str(preset("deepspeed_zero3")), "--num_processes", "2"]
     command += ["--main_process_port", str(free_port()), "--use_cpu", str(SCRIPT), str(tmp_path)]
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = patience.run(command, timeout=240)
 
     assert done.returncode == 0, done.stderr[-4000:]
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

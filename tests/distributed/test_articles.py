@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from sailplan.model.precision import find_device
+from tests.support import patience
 from tests.support.launch import ENTRY, ROOT, accelerate_launch, free_port, losses
 from tests.support.rows import draw
 
@@ -105,7 +105,7 @@ def test_alpaca_lora_run_file_trains_under_torchrun(
         "1",
     ]
     command += ["--max_steps", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ})
+    done = patience.run(command, timeout=280, env={**os.environ})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert len(losses(output)) == 4
     adapter = load_file(output / "adapter_model.safetensors")

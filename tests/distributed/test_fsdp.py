@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from tests.distributed.fsdp_ranks import RATE, samples
+from tests.support import patience
 from tests.support.launch import free_port
 from tests.support.packed import Setting, num_trained
 
@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str]
     command = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(free_port())]
     command += ["--nproc_per_node", "2", str(SCRIPT), str(out)]
     command += [str(tiny_model(family)) for family in FAMILIES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ)
+    done = patience.run(command, timeout=240, env=os.environ)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from sailplan.train.optimizer_check import _OFFLOADED, OPTIM_ARGS
+from tests.support import patience
 from tests.support.launch import free_port
 
 SCRIPT = Path(__file__).with_name("optimizers_rank.py")
@@ -27,7 +27,7 @@ def train(folder: Path, out: Path, zero: dict[str, Any]) -> dict[str, Any]:
     env = {**os.environ, "ACCELERATE_USE_DEEPSPEED": "true", "RANK": "0", "LOCAL_RANK": "0"}
     env |= {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, str(SCRIPT), str(folder), str(out), json.dumps(zero)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    done = patience.run(command, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads((out / "report.json").read_text()))
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sailplan.files import preset as preset_file
+from tests.support import patience
 from tests.support.launch import ENTRY, accelerate_launch, flags, free_port, losses
 from tests.support.rows import draw, mixed_rows
 
@@ -132,7 +133,7 @@ def one_sided(
             command += [str(preset_file(preset)), "--num_processes", "2"]
             command += ["--main_process_port", str(free_port())]
         command += [str(SCRIPT), *flags(values), "--use_cpu"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = patience.run(command, timeout=240)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         assert "batching: pack" in done.stdout
         assert "warning" not in done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from sailplan.files import preset
+from tests.support import patience
 
 SCRIPT = Path(__file__).with_name("parts_ranks.py")
 Reports = Callable[..., list[dict[str, Any]]]
@@ -31,7 +31,7 @@ def reports(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", str(preset(strategy)), "--num_processes", "2"]
         command += ["--main_process_port", "0", str(SCRIPT), str(tiny_model("llava")), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = patience.run(command, timeout=240)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return [json.loads((out / f"rank{n}.json").read_text()) for n in (0, 1)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoConfig, LlamaForCausalLM
 
 from sailplan.files import preset
+from tests.support import patience
 from tests.support.launch import free_port
 
 SCRIPT = Path(__file__).with_name("quantised_ranks.py")
@@ -51,7 +51,7 @@ def trained(model: Path, out: Path, strategy: str, ranks: int) -> Reports:
     command += ["--config_file", str(preset(strategy)), "--num_processes", str(ranks)]
     command += ["--main_process_port", str(free_port())] if ranks > 1 else []
     command += [str(SCRIPT), str(model), str(out), json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = patience.run(command, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sailplan.run.config import Run
+from tests.support import patience
 from tests.support.launch import accelerate_launch, flags
 from tests.support.rows import chat_rows
 
@@ -159,7 +159,7 @@ def test_run_of_zero_is_launched_on_one_process_under_zero(
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps({name: str(value) for name, value in settings.items()}))
     command = [sys.executable, "-m", "sailplan", "train", str(file), "--launch.processes", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = patience.run(command, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "strategy zero3: the run goes on as it was saved\n" in done.stdout
     assert done.stdout.count("global batch 4 kept: micro batch 2") == 1

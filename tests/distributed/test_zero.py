@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +14,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sailplan.files import preset
+from tests.support import patience
 
 SCRIPT = Path(__file__).with_name("zero_ranks.py")
 
@@ -36,7 +36,7 @@ def launch(strategy: str, *arguments: object) -> list[dict[str, Any]]:
     command += ["--main_process_port", "0", str(SCRIPT), *map(str, arguments)]
     # Large blocks go back to the system when freed, so that the peak is what is really held.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    done = patience.run(command, timeout=240, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((Path(str(arguments[2])) / f"rank{n}.json").read_text()) for n in (0, 1)]
 

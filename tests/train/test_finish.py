@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 from sailplan.errors import TrainingError
 from sailplan.files import preset
 from sailplan.train.finish import check_saved
+from tests.support import patience
 from tests.support.launch import ENTRY, flags, free_port
 from tests.support.rows import chat_rows
 
@@ -106,7 +107,7 @@ def test_shards_of_zero3_become_a_model_by_the_printed_command(
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(tmp_path / "zero3.yaml"), "--num_processes", "2"]
     command += ["--main_process_port", str(free_port()), "-m", ENTRY, *flags(values)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = patience.run(command, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
 
     printed = re.search(r"which takes little memory: sailplan (.*)", done.stdout)
